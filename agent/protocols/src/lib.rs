@@ -1,0 +1,31 @@
+//! The pure side of the proxy: every protocol is a [`Conversation`], a state machine that takes inputs and gives effects.
+//!
+//! Nothing here knows a socket, a clock, a thread or a file. Time and the verdicts of policy are inputs; what should be
+//! sent, asked and recorded are effects. The pump in `weir-agent` carries them out, in order.
+//!
+//! * [`seam`]: [`Conversation`], [`Input`], [`Effect`], the vocabulary
+//! * [`verdict`]: permission as a value: [`Permit`](verdict::Permit), [`Grant`](verdict::Grant), [`Cleared`](verdict::Cleared)
+//! * [`operation`]: what an exchange wants: all that policy reads
+//! * [`note`]: what is recorded; carries only [`Masked`](mask::Masked)
+//! * [`mask`]: the only maker of `Masked`; the data file of what authenticates
+//! * [`kind`]: the list of protocols
+//! * [`detect`]: who speaks first, and what
+//! * [`opaque`], [`postgres`]: the conversations
+//! * [`view`]: rendering of recorded bytes for people
+
+pub mod detect;
+pub mod kind;
+pub mod mask;
+pub mod note;
+pub mod opaque;
+pub mod operation;
+pub mod postgres;
+pub mod seam;
+pub mod verdict;
+pub mod view;
+
+pub use kind::Kind;
+pub use note::Note;
+pub use operation::Operation;
+pub use seam::{Cause, Conversation, Effect, Effects, ExchangeId, Fault, Input, Instant, Side};
+pub use verdict::{Cleared, Control, Denial, Grant, GrantKey, Permit, Verdict};

@@ -1,0 +1,15 @@
+//! What the node agent and the collector share: the messages, the ids, and the one implementation of sealing.
+//!
+//! * [`v1`]: the protobuf messages of `proto/v1/*.proto`
+//! * [`ids`]: a type per id
+//! * `seal`: segments, chain, signatures, key wraps, node log; `docs/format.md` specifies the bytes
+
+pub mod ids;
+
+pub use ids::{GenerationId, KeyId, NodeId, RunId, SessionId};
+
+/// The protobuf messages, generated from `proto/v1/*.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::large_futures, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("weir.v1");
+}

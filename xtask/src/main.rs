@@ -1,0 +1,96 @@
+//! `cargo xtask`: the project's rituals. A person and CI run the same ones, so neither knows a step that the
+//! other lacks. Each module is one ritual or one thing that several of them stand on.
+
+mod command;
+mod ebpf;
+mod host;
+mod lint;
+mod packages;
+mod setup;
+mod steps;
+mod suite;
+mod tidy;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::setup::Wants;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The rituals of the Weir workspace", max_term_width = 100)]
+struct Flags {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what this machine lacks: Debian packages, the eBPF compiler and linker
+    Setup(SetupFlags),
+    /// Build the eBPF object that weir-agent embeds
+    Ebpf {
+        #[command(flatten)]
+        install: InstallFlags,
+    },
+    /// Set up, lint, and run every test; ends with one summary
+    Test {
+        #[command(flatten)]
+        setup: SetupFlags,
+        /// Run only the tests whose name contains this, and no lints
+        filter: Option<String>,
+    },
+    /// Formatting, clippy with warnings denied, and tidy
+    Lint,
+    /// What clippy cannot check: module docs, links, purposes, completeness
+    Tidy,
+}
+
+#[derive(Args)]
+struct SetupFlags {
+    /// Leave out what needs root or this kernel's eBPF
+    #[arg(long)]
+    no_kernel: bool,
+    #[command(flatten)]
+    install: InstallFlags,
+}
+
+#[derive(Args)]
+struct InstallFlags {
+    /// Install no packages: everything named by the error message is already there
+    #[arg(long, env = "WEIR_SKIP_PACKAGES")]
+    skip_packages: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Flags::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup(flags) => setup::run(&workspace, &flags.wants()).map(drop),
+        Task::Ebpf { install } => {
+            let ready = setup::run(&workspace, &Wants::object(install.skip_packages))?;
+            ebpf::build(&workspace, ready.toolchain.as_ref()).map(drop)
+        }
+        Task::Test { setup, filter } => suite::run(&workspace, &setup.wants(), filter.as_deref()),
+        Task::Lint => lint::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+    }
+}
+
+impl SetupFlags {
+    fn wants(&self) -> Wants {
+        Wants { kernel: !self.no_kernel, object: !self.no_kernel, skip_packages: self.install.skip_packages }
+    }
+}
