@@ -2,14 +2,24 @@
 //!
 //! * [`v1`]: the protobuf messages of `proto/v1/*.proto`
 //! * [`ids`]: a type per id
-//! * `seal`: segments, chain, signatures, key wraps, node log; `docs/format.md` specifies the bytes
+//! * [`credential`]: join tokens and credentials as people copy them
+//! * [`seal`]: segments, chain, signatures, key wraps, node log; `docs/format.md` specifies the bytes
 
+pub mod credential;
 pub mod ids;
+pub mod seal;
 
 pub use ids::{GenerationId, KeyId, NodeId, RunId, SessionId};
 
 /// The protobuf messages, generated from `proto/v1/*.proto`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::large_futures, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::large_futures,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("weir.v1");
 }
