@@ -3,6 +3,13 @@
 //! A masked byte is replaced by `*`, so lengths and frames stay as they were; each mask leaves a [`Mark`] (place, length,
 //! rule), never the value. `secrets.toml` names what authenticates.
 
+mod plan;
+mod scan;
+mod stream;
+
+pub use plan::{MaskPlan, Syntax};
+pub use stream::StreamMask;
+
 use bytes::Bytes;
 
 /// Bytes that may be recorded.

@@ -1,0 +1,105 @@
+//! A plan: what to mask, compiled once and shared by every session.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+
+use super::scan::Scanner;
+use super::{Mark, Masked, StreamMask};
+
+/// What must not enter the record. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MaskPlan {}
+
+/// How bytes are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syntax {
+    /// SQL, or text that a person wrote.
+    Sql,
+    /// Frames of any protocol, or no protocol at all.
+    Bytes,
+}
+
+impl MaskPlan {
+    /// The plan of `secrets.toml`: it holds in every session, whatever the rules say.
+    pub fn standard() -> Self {
+        Self {}
+    }
+
+    /// A whole statement, message or other text.
+    pub fn text(&self, text: &Bytes) -> Masked {
+        self.whole(text, Syntax::Sql)
+    }
+
+    /// A run of whole protocol frames: the same `Bytes`, uncopied, when nothing in it authenticates.
+    pub fn bytes(&self, bytes: &Bytes) -> Masked {
+        self.whole(bytes, Syntax::Bytes)
+    }
+
+    /// Like [`MaskPlan::bytes`], each field on its own: a mask never reaches from one field into the next, nor into the
+    /// frame headers between them. `fields` is only asked for when something in the run looks like a secret.
+    pub fn fields<F, I>(&self, bytes: &Bytes, fields: F) -> Masked
+    where
+        F: FnOnce() -> I,
+        I: IntoIterator<Item = Range<usize>>,
+    {
+        let mut hits = Vec::new();
+        Scanner::new(Syntax::Bytes).scan(bytes, 0, true, &mut hits);
+        if hits.is_empty() {
+            return Masked { bytes: bytes.clone(), marks: Vec::new() };
+        }
+        hits.clear();
+        for field in fields() {
+            let Some(part) = bytes.get(field.clone()) else { continue };
+            let first = hits.len();
+            Scanner::new(Syntax::Bytes).scan(part, 0, true, &mut hits);
+            for hit in &mut hits[first..] {
+                hit.0 = hit.0.start + field.start..hit.0.end + field.start;
+            }
+        }
+        masked(bytes.clone(), &hits)
+    }
+
+    /// These ranges, because the protocol says what they are: a password message, a cancel key.
+    pub fn withheld(&self, bytes: &Bytes, ranges: &[Range<usize>], rule: &'static str) -> Masked {
+        let hits: Vec<_> = ranges.iter().map(|range| (range.clone(), rule)).collect();
+        masked(bytes.clone(), &hits)
+    }
+
+    /// For bytes that come in parts: a value split over parts is still caught.
+    pub fn stream(&self, syntax: Syntax) -> StreamMask {
+        StreamMask::new(Scanner::new(syntax))
+    }
+
+    /// The arguments of a process.
+    pub fn argv(&self, argv: &[String]) -> Vec<String> {
+        argv.iter().map(|arg| self.text(&Bytes::copy_from_slice(arg.as_bytes())).to_text()).collect()
+    }
+
+    fn whole(&self, bytes: &Bytes, syntax: Syntax) -> Masked {
+        let mut hits = Vec::new();
+        Scanner::new(syntax).scan(bytes, 0, true, &mut hits);
+        masked(bytes.clone(), &hits)
+    }
+}
+
+/// One masked range and the rule that says so.
+pub(super) type Hit = (Range<usize>, &'static str);
+
+/// Carries the hits out. They are in order; what lies outside of `bytes` is cut off.
+pub(super) fn masked(bytes: Bytes, hits: &[Hit]) -> Masked {
+    if hits.is_empty() {
+        return Masked { bytes, marks: Vec::new() };
+    }
+    let mut copy = BytesMut::from(&bytes[..]);
+    let mut marks: Vec<Mark> = Vec::with_capacity(hits.len());
+    for (range, rule) in hits {
+        let (start, end) = (range.start.min(copy.len()), range.end.min(copy.len()));
+        if start >= end {
+            continue;
+        }
+        copy[start..end].fill(b'*');
+        marks.push(Mark { offset: start as u32, length: (end - start) as u32, rule });
+    }
+    Masked { bytes: copy.freeze(), marks }
+}
