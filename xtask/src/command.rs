@@ -24,7 +24,7 @@ const TOOLCHAIN_VARIABLES: [&str; 9] = [
 ];
 
 /// Removes the traces of the toolchain that built xtask.
-pub fn forget_toolchain(command: &mut Command) -> &mut Command {
+pub(crate) fn forget_toolchain(command: &mut Command) -> &mut Command {
     for name in TOOLCHAIN_VARIABLES {
         command.env_remove(name);
     }
@@ -32,7 +32,7 @@ pub fn forget_toolchain(command: &mut Command) -> &mut Command {
 }
 
 /// Runs for the answer on stdout.
-pub fn capture(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn capture(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| starting(command))?;
     if !output.status.success() {
         bail!("{} ended with {}: {}", describe(command), output.status, last_line(&output.stderr));
@@ -41,15 +41,23 @@ pub fn capture(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// Runs with both outputs in `log`; `on_line` sees each line as it comes. A failure shows the end of the log.
-pub fn run_logged(command: &mut Command, log: &Path, mut on_line: impl FnMut(&str)) -> anyhow::Result<()> {
+pub(crate) fn run_logged(
+    command: &mut Command,
+    log: &Path,
+    mut on_line: impl FnMut(&str),
+) -> anyhow::Result<()> {
     if let Some(parent) = log.parent() {
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     }
     let mut log_file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
     let (reader, writer) = std::io::pipe().context("making a pipe")?;
     let both = writer.try_clone().context("making a pipe")?;
-    let mut child =
-        command.stdin(Stdio::null()).stdout(both).stderr(writer).spawn().with_context(|| starting(command))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(both)
+        .stderr(writer)
+        .spawn()
+        .with_context(|| starting(command))?;
     // The command keeps our ends of the pipe until it is given others: without this the reader never ends.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
@@ -73,7 +81,10 @@ pub fn run_logged(command: &mut Command, log: &Path, mut on_line: impl FnMut(&st
 }
 
 /// Runs in full view: stderr is ours, stdout is passed on line by line and shown to `on_line`.
-pub fn run_watched(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
+pub(crate) fn run_watched(
+    command: &mut Command,
+    mut on_line: impl FnMut(&str),
+) -> anyhow::Result<ExitStatus> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| starting(command))?;
     if let Some(stdout) = child.stdout.take() {
@@ -87,7 +98,7 @@ pub fn run_watched(command: &mut Command, mut on_line: impl FnMut(&str)) -> anyh
 }
 
 /// The command as a person would type it, without its environment.
-pub fn describe(command: &Command) -> String {
+pub(crate) fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     format!("`{line}`")
@@ -98,7 +109,10 @@ fn starting(command: &Command) -> String {
 }
 
 /// Compilers may print what is not UTF-8: shown as well as can be, never a reason to stop.
-fn each_line(from: impl std::io::Read, mut act: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn each_line(
+    from: impl std::io::Read,
+    mut act: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut reader = BufReader::new(from);
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).context("reading a program's output")? > 0 {

@@ -9,24 +9,24 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Longest piece of a program's output shown beside the spinner, in characters.
 const LATEST_LINE_CHARS_MAX: usize = 90;
 
-pub struct Steps {
+pub(crate) struct Steps {
     total: usize,
     begun: usize,
     terminal: bool,
 }
 
 /// Handed to a running step to say what is going on.
-pub struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
 }
 
 impl Steps {
-    pub fn new(total: usize) -> Self {
+    pub(crate) fn new(total: usize) -> Self {
         Self { total, begun: 0, terminal: std::io::stderr().is_terminal() }
     }
 
     /// Runs one step. Its result carries the words that end its line, such as "3 installed".
-    pub fn step<T>(
+    pub(crate) fn step<T>(
         &mut self,
         name: &str,
         work: impl FnOnce(&Progress) -> anyhow::Result<(T, String)>,
@@ -68,7 +68,7 @@ impl Progress {
         Self { bar: ProgressBar::hidden() }
     }
 
-    pub fn latest(&self, line: &str) {
+    pub(crate) fn latest(&self, line: &str) {
         let line = line.trim();
         if !line.is_empty() {
             self.bar.set_prefix(line.chars().take(LATEST_LINE_CHARS_MAX).collect::<String>());
@@ -77,7 +77,7 @@ impl Progress {
 }
 
 /// A duration as people say it: `0.4 s`, `12 s`, `3 min 05 s`.
-pub fn seconds(elapsed: Duration) -> String {
+pub(crate) fn seconds(elapsed: Duration) -> String {
     match elapsed.as_secs() {
         0..10 => format!("{:.1} s", elapsed.as_secs_f64()),
         secs @ 10..60 => format!("{secs} s"),

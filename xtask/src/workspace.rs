@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::command;
 
 #[derive(Debug)]
-pub struct Workspace {
+pub(crate) struct Workspace {
     pub root: PathBuf,
     /// Cargo's own answer, so `CARGO_TARGET_DIR` and `.cargo/config.toml` count.
     pub target: PathBuf,
@@ -19,7 +19,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    pub fn find() -> anyhow::Result<Self> {
+    pub(crate) fn find() -> anyhow::Result<Self> {
         // The path at run time: a binary from a shared target directory may have been built in another clone.
         let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -28,7 +28,10 @@ impl Workspace {
         let metadata: Value = serde_json::from_str(&command::capture(&mut metadata)?)
             .context("reading what `cargo metadata` printed")?;
         let path = |key: &str| {
-            metadata[key].as_str().map(PathBuf::from).ok_or_else(|| anyhow!("`cargo metadata` names no {key}"))
+            metadata[key]
+                .as_str()
+                .map(PathBuf::from)
+                .ok_or_else(|| anyhow!("`cargo metadata` names no {key}"))
         };
         Ok(Self {
             root: path("workspace_root")?,
@@ -39,28 +42,33 @@ impl Workspace {
     }
 
     /// Cargo as rustup resolves it for this checkout.
-    pub fn cargo(&self, subcommand: &str) -> Command {
+    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = Command::new("cargo");
         cargo.arg(subcommand).current_dir(&self.root);
         cargo
     }
 
     /// The eBPF object in the checkout. `agent/build.rs` knows the same path.
-    pub fn ebpf_object(&self) -> PathBuf {
+    pub(crate) fn ebpf_object(&self) -> PathBuf {
         self.root.join(".build/ebpf/weir-ebpf")
     }
 
-    pub fn bpf_linker(&self) -> PathBuf {
+    /// Where cargo puts the programs of a debug build.
+    pub(crate) fn bins(&self) -> PathBuf {
+        self.target.join("debug")
+    }
+
+    pub(crate) fn bpf_linker(&self) -> PathBuf {
         self.tools.join("bin/bpf-linker")
     }
 
     /// What a step printed; shown when it fails, kept for a closer look.
-    pub fn log(&self, step: &str) -> PathBuf {
+    pub(crate) fn log(&self, step: &str) -> PathBuf {
         self.target.join("xtask").join(format!("{step}.log"))
     }
 
     /// The test targets of `package` that exist only with `feature`.
-    pub fn tests_behind(&self, package: &str, feature: &str) -> Vec<String> {
+    pub(crate) fn tests_behind(&self, package: &str, feature: &str) -> Vec<String> {
         let all_targets = self
             .packages
             .iter()
@@ -68,7 +76,9 @@ impl Workspace {
             .filter_map(|found| found["targets"].as_array())
             .flatten();
         all_targets
-            .filter(|target| contains(&target["kind"], "test") && contains(&target["required-features"], feature))
+            .filter(|target| {
+                contains(&target["kind"], "test") && contains(&target["required-features"], feature)
+            })
             .filter_map(|target| target["name"].as_str().map(str::to_owned))
             .collect()
     }

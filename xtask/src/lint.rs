@@ -1,0 +1,36 @@
+//! `cargo xtask lint`: what must hold before a test is worth running.
+
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::command;
+use crate::suite::KERNEL_FEATURES;
+use crate::tidy;
+use crate::workspace::Workspace;
+
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    // All three, also after one has failed: one round of fixing instead of three.
+    let mut failed = Vec::new();
+    let format = ["--all", "--check"];
+    let clippy = ["--workspace", "--all-targets", "--features", KERNEL_FEATURES, "--", "-D", "warnings"];
+    for (name, arguments) in [("fmt", &format[..]), ("clippy", &clippy[..])] {
+        let mut cargo = workspace.cargo(name);
+        if !passes(cargo.args(arguments))? {
+            failed.push(format!("cargo {name}"));
+        }
+    }
+    if let Err(error) = tidy::run(workspace) {
+        eprintln!("{error:#}");
+        failed.push("cargo xtask tidy".to_owned());
+    }
+    if !failed.is_empty() {
+        bail!("not clean: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn passes(cargo: &mut Command) -> anyhow::Result<bool> {
+    eprintln!("{}", command::describe(cargo));
+    Ok(command::run_watched(cargo, |_| {})?.success())
+}
