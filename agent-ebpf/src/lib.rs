@@ -1,1 +1,57 @@
-//! Placeholder while the workspace is laid out.
+//! What the eBPF programs and their loader agree on: the records and the keys and values of every map.
+//!
+//! Everything here is `repr(C)`, has its size asserted and no padding. Addresses and ports are in network order in
+//! none of the *ports* and all of the *addresses*: see [`Address`]. A change of any layout raises [`ABI`], which names the
+//! directory that the maps are pinned in, so that no program ever reads a map of another layout.
+
+#![cfg_attr(not(test), no_std)]
+
+mod counter;
+mod offsets;
+mod record;
+mod tables;
+
+pub use counter::Counter;
+pub use offsets::TaskOffsets;
+pub use record::{Address, Comm, FlowRecord, Form, RunBytes, TupleKey, Who, flags};
+pub use tables::{Entrance, Membership, ProcessEntry, Settings};
+
+/// The version of all layouts in this crate.
+pub const ABI: u32 = 1;
+
+/// Nanoseconds in one tick of `/proc/<pid>/stat` field 22 (`USER_HZ` is 100 on every architecture we build for).
+/// Process start times are compared in ticks: it is all that user space can read.
+pub const NS_PER_TICK: u64 = 10_000_000;
+
+/// How deep below the root of the cgroup tree an ancestor of the current process is looked for. What is deeper still finds
+/// its ancestors down to this level, and its own cgroup.
+pub const CGROUP_LEVELS_MAX: u32 = 16;
+
+/// Connections between SYN and accept. Full means that further ones are refused, and counted.
+pub const TUPLES_MAX: usize = 65_536;
+/// Processes that are in a run, or exempt. What does not fit is undecided, and counted.
+pub const PROCESSES_MAX: usize = 65_536;
+/// Cgroups with a rule.
+pub const CGROUPS_MAX: usize = 16_384;
+/// Network namespaces with listeners of ours.
+pub const ENTRANCES_MAX: usize = 4_096;
+
+/// Implements aya's marker for plain data. The loader is the only user of this feature.
+#[cfg(feature = "loader")]
+#[expect(
+    unsafe_code,
+    reason = "the marker trait is unsafe, and foreign to the crate that could say it elsewhere"
+)]
+mod loader {
+    use crate::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TaskOffsets, TupleKey};
+
+    // SAFETY (all): `repr(C)`, only integers and arrays of integers, no padding (sizes are asserted where they are defined), so
+    // any bytes are a value and every byte of a value is initialised.
+    unsafe impl aya::Pod for FlowRecord {}
+    unsafe impl aya::Pod for TupleKey {}
+    unsafe impl aya::Pod for ProcessEntry {}
+    unsafe impl aya::Pod for Membership {}
+    unsafe impl aya::Pod for Entrance {}
+    unsafe impl aya::Pod for Settings {}
+    unsafe impl aya::Pod for TaskOffsets {}
+}

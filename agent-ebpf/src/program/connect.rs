@@ -1,0 +1,322 @@
+//! Redirect: a governed or undecided process that connects anywhere by TCP reaches the proxy of its network namespace, and
+//! where it wanted to go is kept in its own socket.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::{
+        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_netns_cookie,
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt,
+    },
+    programs::SockAddrContext,
+};
+use weir_agent_ebpf::{ABI, Address, Counter, Entrance, FlowRecord, Form, Who, flags};
+
+use super::{
+    listener::{self, Listener},
+    maps::{ENTRANCES, ORIGINS, count, storage, storage_forget, storage_or_new},
+    selection::{self, Decision},
+    task::Process,
+};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTOIFINDEX: i32 = 62;
+const ECONNREFUSED: i32 = 111;
+
+/// The third word of a v4-mapped address, as it lies in memory.
+const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
+const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
+const LOOPBACK_V6: Address = [0, 0, 0, 1_u32.to_be()];
+
+/// What the kernel is told to do with the call.
+pub(super) enum Ruling {
+    Proceed,
+    Refuse,
+}
+
+impl Ruling {
+    #[inline(always)]
+    pub(super) fn into_return_value(self) -> i32 {
+        match self {
+            Self::Proceed => 1,
+            Self::Refuse => {
+                // Without it the application would be told EPERM, which nobody expects of connect().
+                // SAFETY: the helper takes any errno.
+                unsafe { bpf_set_retval(-ECONNREFUSED) };
+                0
+            }
+        }
+    }
+}
+
+/// The destination the application gave.
+struct Asked {
+    form: Form,
+    address: Address,
+    port: u16,
+}
+
+impl Asked {
+    #[inline(always)]
+    fn is_local(&self) -> bool {
+        match self.form {
+            Form::V4 | Form::Mapped => self.address[3].to_ne_bytes()[0] == 127,
+            Form::V6 => {
+                self.address[0] == 0
+                    && self.address[1] == 0
+                    && self.address[2] == 0
+                    && self.address[3] == LOOPBACK_V6[3]
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn listener(&self, ctx: &SockAddrContext) -> Listener {
+        match self.form {
+            Form::V4 | Form::Mapped => listener::ipv4(ctx, self.address[3], self.port),
+            Form::V6 => listener::ipv6(ctx, self.address, self.port),
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn ipv4(ctx: &SockAddrContext) -> Ruling {
+    let call = ctx.sock_addr;
+    // SAFETY: fields of the context, read whole and once: the verifier refuses reads through a moved context pointer,
+    // which is what the compiler makes of reads it may merge or move.
+    let (ip, port) = unsafe {
+        ((&raw const (*call).user_ip4).read_volatile(), (&raw const (*call).user_port).read_volatile())
+    };
+    // Linux takes the unspecified address for this host.
+    let ip = if ip == 0 { LOOPBACK_V4 } else { ip };
+    let asked = Asked { form: Form::V4, address: [0, 0, MAPPED_PREFIX, ip], port: u16::from_be(port as u16) };
+    let Some(port) = rule(ctx, &asked) else { return Ruling::Proceed };
+    let Some(port) = port else { return Ruling::Refuse };
+    // SAFETY: the fields this hook may write, each in one store of its own width.
+    unsafe {
+        (&raw mut (*call).user_ip4).write_volatile(LOOPBACK_V4);
+        (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+    }
+    Ruling::Proceed
+}
+
+#[inline(always)]
+pub(super) fn ipv6(ctx: &SockAddrContext) -> Ruling {
+    let call = ctx.sock_addr;
+    let (address, port) = read_ipv6(call);
+    let mapped = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
+    let unspecified = address[0] == 0 && address[1] == 0 && address[2] == 0 && address[3] == 0;
+    let form = if mapped { Form::Mapped } else { Form::V6 };
+    let address = if unspecified {
+        LOOPBACK_V6
+    } else if mapped && address[3] == 0 {
+        [0, 0, MAPPED_PREFIX, LOOPBACK_V4]
+    } else {
+        address
+    };
+    let asked = Asked { form, address, port };
+    let Some(port) = rule(ctx, &asked) else { return Ruling::Proceed };
+    let Some(port) = port else { return Ruling::Refuse };
+    let (prefix, last) = if mapped { (MAPPED_PREFIX, LOOPBACK_V4) } else { (0, LOOPBACK_V6[3]) };
+    // SAFETY: as for IPv4.
+    unsafe {
+        (&raw mut (*call).user_ip6[0]).write_volatile(0);
+        (&raw mut (*call).user_ip6[1]).write_volatile(0);
+        (&raw mut (*call).user_ip6[2]).write_volatile(prefix);
+        (&raw mut (*call).user_ip6[3]).write_volatile(last);
+        (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+    }
+    Ruling::Proceed
+}
+
+/// `None`: leave it alone. `Some(None)`: refuse. `Some(Some(port))`: to the proxy on this port of the loopback.
+#[inline(always)]
+fn rule(ctx: &SockAddrContext, asked: &Asked) -> Option<Option<u16>> {
+    let call = ctx.sock_addr;
+    // SAFETY: context fields, as in `ipv4`.
+    let (kind, protocol) = unsafe {
+        ((&raw const (*call).type_).read_volatile(), (&raw const (*call).protocol).read_volatile())
+    };
+    if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
+        return None;
+    }
+    // SAFETY: the socket of the context; never null in this hook, but the verifier cannot know the union's field otherwise.
+    let sk = unsafe { (*call).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return Some(None);
+    }
+
+    let process = Process::current();
+    if process.kernel_thread {
+        count(Counter::PassedKernel);
+        leave_alone(ctx, sk);
+        return None;
+    }
+    let decision = selection::decide(&process);
+    if decision.who == Who::Exempt as u8 {
+        count(Counter::PassedExempt);
+        leave_alone(ctx, sk);
+        return None;
+    }
+    if asked.is_local() {
+        match asked.listener(ctx) {
+            Listener::None => {
+                count(Counter::RefusedNoListener);
+                return Some(None);
+            }
+            Listener::Agent(_) => {
+                count(Counter::PassedProxyPort);
+                leave_alone(ctx, sk);
+                return None;
+            }
+            Listener::Unmarked => {}
+        }
+    }
+    let Some(port) = entrance(ctx, asked.form) else { return Some(None) };
+    if !remember(ctx, sk, asked, &process, &decision) {
+        return Some(None);
+    }
+    count(Counter::Redirected);
+    Some(Some(port))
+}
+
+/// The port of our listener for this family, if it is up and really ours.
+#[inline(always)]
+fn entrance(ctx: &SockAddrContext, form: Form) -> Option<u16> {
+    // SAFETY: the helper takes the context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let Some(entrance) = ENTRANCES.get_ptr(netns) else {
+        count(Counter::RefusedNotReady);
+        return None;
+    };
+    // SAFETY: a map value stays readable until the program ends, and an entrance is replaced, never changed in place.
+    let Entrance { generation, v4_port, v6_port, .. } = unsafe { *entrance };
+    let (port, listener) = match form {
+        Form::V4 | Form::Mapped => (v4_port, listener::ipv4(ctx, LOOPBACK_V4, v4_port)),
+        Form::V6 => (v6_port, listener::ipv6(ctx, LOOPBACK_V6, v6_port)),
+    };
+    match listener {
+        _ if port == 0 => count(Counter::RefusedNotReady),
+        Listener::None => count(Counter::RefusedNotReady),
+        Listener::Agent(found) if found == generation => return Some(port),
+        Listener::Agent(_) | Listener::Unmarked => count(Counter::StrangerPort),
+    }
+    None
+}
+
+/// Writes the record into the client's socket.
+#[inline(always)]
+fn remember(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    asked: &Asked,
+    process: &Process,
+    decision: &Decision,
+) -> bool {
+    // SAFETY: `sk` is the context's socket. The record is this socket's own; connect() holds the socket's lock, so
+    // nobody else writes it. Fields of `sk` are read as the verifier allows for a full socket.
+    unsafe {
+        let record: *mut FlowRecord = storage_or_new(&ORIGINS, sk, core::ptr::null_mut());
+        if record.is_null() {
+            count(Counter::RefusedFull);
+            return false;
+        }
+        // A second connect() of a socket finds the binding that the first one undid.
+        let undone = if (*record).flags & flags::DEVICE_BOUND != 0 { (*record).bound_device } else { 0 };
+        let bound = (&raw const (*sk).bound_dev_if).read_volatile();
+        let device = if bound != 0 { bound } else { undone };
+        if bound != 0 && !bind_to_device(ctx, 0) {
+            count(Counter::RefusedDevice);
+            return false;
+        }
+
+        let (source, source_port) = bound_source(sk, asked.form);
+        let source_bound = source_port != 0 || source[0] != 0 || source[1] != 0 || source[3] != 0;
+        let ids = bpf_get_current_uid_gid();
+        (*record).abi = ABI;
+        (*record).who = decision.who;
+        (*record).form = asked.form as u8;
+        (*record).flags = if source_bound { flags::SOURCE_BOUND } else { 0 }
+            | if device != 0 { flags::DEVICE_BOUND } else { 0 };
+        (*record).origin = asked.address;
+        (*record).origin_port = asked.port;
+        (*record).source = if source_bound { source } else { [0; 4] };
+        (*record).source_port = source_port;
+        (*record).bound_device = device;
+        (*record).run = decision.run;
+        (*record).tgid = process.tgid;
+        (*record).tid = process.tid;
+        (*record).start_boottime_ns = process.start_ns;
+        (*record).exec_id = process.exec_id;
+        (*record).uid = ids as u32;
+        (*record).gid = (ids >> 32) as u32;
+        (*record).cgroup_id = bpf_get_current_cgroup_id();
+        (*record).netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        (*record).socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
+        (*record).connect_boottime_ns = bpf_ktime_get_boot_ns();
+        bpf_get_current_comm((&raw mut (*record).comm).cast(), size_of_val(&(*record).comm) as u32);
+        true
+    }
+}
+
+/// What the socket is bound to, or zeroes. In an IPv6 socket a mapped source is already in our form.
+#[inline(always)]
+fn bound_source(sk: *const bpf_sock, form: Form) -> (Address, u16) {
+    // SAFETY: readable fields of a full socket, all read before any is chosen (see `ipv4`).
+    unsafe {
+        let v4 = (&raw const (*sk).src_ip4).read_volatile();
+        let v6 = [
+            (&raw const (*sk).src_ip6[0]).read_volatile(),
+            (&raw const (*sk).src_ip6[1]).read_volatile(),
+            (&raw const (*sk).src_ip6[2]).read_volatile(),
+            (&raw const (*sk).src_ip6[3]).read_volatile(),
+        ];
+        let port = (&raw const (*sk).src_port).read_volatile() as u16;
+        match form {
+            Form::V4 if v4 == 0 => ([0; 4], port),
+            Form::V4 => ([0, 0, MAPPED_PREFIX, v4], port),
+            Form::V6 | Form::Mapped => (v6, port),
+        }
+    }
+}
+
+/// A socket that was redirected before and is not now: no old origin must show through, and its device is its own again.
+#[inline(always)]
+fn leave_alone(ctx: &SockAddrContext, sk: *mut bpf_sock) {
+    // SAFETY: `sk` is the context's socket, the record its own.
+    unsafe {
+        let record: *mut FlowRecord = storage(&ORIGINS, sk);
+        if record.is_null() {
+            return;
+        }
+        if (*record).flags & flags::DEVICE_BOUND != 0 {
+            let _ = bind_to_device(ctx, (*record).bound_device);
+        }
+        storage_forget(&ORIGINS, sk);
+    }
+}
+
+#[inline(always)]
+fn bind_to_device(ctx: &SockAddrContext, device: u32) -> bool {
+    let mut value = device as i32;
+    // SAFETY: the value is on our stack and as long as we say.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut value).cast(), 4) == 0 }
+}
+
+/// The destination fields of an IPv6 call: address in network order, port in host order.
+#[inline(always)]
+pub(super) fn read_ipv6(call: *const bpf_sock_addr) -> (Address, u16) {
+    // SAFETY: context fields, each read whole and once.
+    unsafe {
+        let address = [
+            (&raw const (*call).user_ip6[0]).read_volatile(),
+            (&raw const (*call).user_ip6[1]).read_volatile(),
+            (&raw const (*call).user_ip6[2]).read_volatile(),
+            (&raw const (*call).user_ip6[3]).read_volatile(),
+        ];
+        (address, u16::from_be((&raw const (*call).user_port).read_volatile() as u16))
+    }
+}
