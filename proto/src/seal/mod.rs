@@ -28,7 +28,9 @@ pub use promises::{
     PromiseError, Receipted, enrol_proof, sign_key_set, sign_receipt, verify_enrol_proof, verify_key_set,
     verify_receipt,
 };
-pub use segment::{Anchor, Draft, JournalRange, SealError, Sealed, Sealer, Segment, SegmentError, SegmentHeader};
+pub use segment::{
+    Anchor, Draft, JournalRange, SealError, Sealed, Sealer, Segment, SegmentError, SegmentHeader,
+};
 
 pub use ed25519_dalek::{SigningKey, VerifyingKey};
 

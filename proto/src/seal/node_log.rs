@@ -61,7 +61,11 @@ impl NodeChain {
     }
 
     /// Takes the next entry, or says why it is not; the entry may come from anybody.
-    pub fn accept(&mut self, signed: &SignedNodeEntry, key: &VerifyingKey) -> Result<NodeEntry, NodeLogError> {
+    pub fn accept(
+        &mut self,
+        signed: &SignedNodeEntry,
+        key: &VerifyingKey,
+    ) -> Result<NodeEntry, NodeLogError> {
         if signed.entry.len() > NODE_ENTRY_BYTES_MAX {
             return Err(NodeLogError::TooLong(signed.entry.len()));
         }

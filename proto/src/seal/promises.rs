@@ -66,13 +66,8 @@ pub fn verify_receipt(key: &VerifyingKey, receipt: &Receipt) -> Result<Receipted
 }
 
 fn receipt_message(said: &Receipted) -> Vec<u8> {
-    [
-        &said.session.as_bytes()[..],
-        &said.seq.to_be_bytes(),
-        &said.hash,
-        &said.received_unix_ms.to_be_bytes(),
-    ]
-    .concat()
+    [&said.session.as_bytes()[..], &said.seq.to_be_bytes(), &said.hash, &said.received_unix_ms.to_be_bytes()]
+        .concat()
 }
 
 /// The collector: "wrap to these keys".
@@ -98,5 +93,9 @@ pub fn enrol_proof(key: &SigningKey, csr_der: &[u8]) -> [u8; SIGNATURE_BYTES] {
 }
 
 pub fn verify_enrol_proof(key: &VerifyingKey, csr_der: &[u8], proof: &[u8]) -> Result<(), PromiseError> {
-    if signature_holds(key, ENROL_DOMAIN, &hash(&[csr_der]), proof) { Ok(()) } else { Err(PromiseError::Enrol) }
+    if signature_holds(key, ENROL_DOMAIN, &hash(&[csr_der]), proof) {
+        Ok(())
+    } else {
+        Err(PromiseError::Enrol)
+    }
 }

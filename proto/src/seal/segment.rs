@@ -316,7 +316,11 @@ impl Sealer {
             .cipher()
             .and_then(|cipher| {
                 cipher
-                    .seal_in_place_separate_tag(nonce(draft.seq), Aad::from(&head), &mut bytes[HEADER_BYTES..])
+                    .seal_in_place_separate_tag(
+                        nonce(draft.seq),
+                        Aad::from(&head),
+                        &mut bytes[HEADER_BYTES..],
+                    )
                     .ok()
             })
             .ok_or(SealError::Cipher)?;
@@ -387,7 +391,11 @@ impl Segment {
 
     /// Proves that the node that holds this key made exactly this header and ciphertext.
     pub fn verify(&self, key: &VerifyingKey, signature: &[u8]) -> Result<(), SegmentError> {
-        if signature_holds(key, DOMAIN, &self.hash, signature) { Ok(()) } else { Err(SegmentError::Signature) }
+        if signature_holds(key, DOMAIN, &self.hash, signature) {
+            Ok(())
+        } else {
+            Err(SegmentError::Signature)
+        }
     }
 
     /// Decrypts and decompresses: the events, for [`super::events()`].
@@ -395,10 +403,8 @@ impl Segment {
         let cipher = key.cipher().ok_or(SegmentError::Decrypt)?;
         let aad = Aad::from(&self.bytes[..HEADER_BYTES]);
         let mut body = self.bytes[HEADER_BYTES..].to_vec();
-        let len = cipher
-            .open_in_place(nonce(self.seq()), aad, &mut body)
-            .map_err(|_| SegmentError::Decrypt)?
-            .len();
+        let len =
+            cipher.open_in_place(nonce(self.seq()), aad, &mut body).map_err(|_| SegmentError::Decrypt)?.len();
         body.truncate(len);
         let plain = match self.header.codec {
             Codec::Raw => body,
@@ -427,7 +433,11 @@ fn nonce(seq: u64) -> Nonce {
 /// For the fuzzers: whatever parses is walked through to the end with a fixed key.
 pub fn fuzz_segment(data: &[u8]) {
     if let Ok(segment) = Segment::parse(Bytes::copy_from_slice(data)) {
-        assert_eq!(segment.header.encode()[..], data[..HEADER_BYTES], "a header reads back as it was written");
+        assert_eq!(
+            segment.header.encode()[..],
+            data[..HEADER_BYTES],
+            "a header reads back as it was written"
+        );
         let key = super::GenerationKey::from_bytes([7; 32]).session_key(&segment.session());
         let _ = segment.open(&key).map(|plain| super::events(plain).count());
     }
