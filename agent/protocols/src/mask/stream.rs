@@ -27,9 +27,9 @@ impl StreamMask {
     }
 
     /// The rest, at the end of the bytes.
-    pub fn finish(mut self) -> Masked {
+    pub fn finish(&mut self) -> Masked {
         let mut hits = Vec::new();
         self.scanner.scan(&self.held, 0, true, &mut hits);
-        masked(self.held.freeze(), &hits)
+        masked(self.held.split().freeze(), &hits)
     }
 }
