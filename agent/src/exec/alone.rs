@@ -1,0 +1,211 @@
+//! Without a daemon: this process becomes the node agent of one run and supervises its command, as root.
+//!
+//! The agent keeps a cgroup and a process group of its own; the command gets its own of each, and the terminal. The run
+//! ends with its last process, not with the command: background children stay governed to their end.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+use weir_protocols::mask::MaskPlan;
+use zeroize::Zeroizing;
+
+use super::Exec;
+use crate::config::Config;
+use crate::node::{Node, Place};
+use crate::recording::Mode;
+use crate::redirection::{Cgroup, current_cgroup, find_cgroup2_mount};
+use crate::selection::NewRun;
+
+/// How often a run whose command has ended is looked at for processes that go on.
+const LEFTOVER_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs the command under a node agent of its own, recording into `local`.
+pub(crate) fn supervise(exec: &Exec, config: Config, local: &Path) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("without a node agent, exec attaches the kernel hooks itself: run it as root");
+    }
+    let token = exec.token().context("cannot read the token file")?.map(Zeroizing::new);
+    let cgroups = Cgroups::make()?;
+    let place = Place {
+        scope: cgroups.run.path().to_owned(),
+        own: cgroups.agent.path().to_owned(),
+        pins: config.pins_dir.join(format!("exec-{}", std::process::id())),
+        state: local.to_owned(),
+        socket: local.join("agent.sock"),
+        mode: Mode::Local,
+    };
+    let config = Config { admin: None, ..config };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let socket = place.socket.clone();
+    let result = runtime.block_on(async {
+        let node = Node::start(place, &config).await?;
+        let outcome = run(exec, token, &node, &cgroups, &socket).await;
+        node.stop().await;
+        node.redirection.detach().context("the kernel hooks stay attached; `weir-agent detach` removes them")?;
+        outcome
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    cgroups.remove();
+    result
+}
+
+async fn run(
+    exec: &Exec,
+    token: Option<Zeroizing<String>>,
+    node: &Node,
+    cgroups: &Cgroups,
+    socket: &Path,
+) -> anyhow::Result<ExitCode> {
+    let new = NewRun {
+        uid: nix::unistd::getuid().as_raw(),
+        initiator: format!("exec uid:{}", nix::unistd::getuid()),
+        labels: exec.labels.clone(),
+        argv: MaskPlan::standard().argv(&exec.argv()),
+        token,
+        cgroup: cgroups.run.path().to_owned(),
+        ..NewRun::default()
+    };
+    let run = node.runs.begin(&new, &cgroups.run)?;
+    let terminal = Terminal::held();
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut child = tokio::process::Command::new("/proc/self/exe")
+        .arg("become")
+        .arg("--cgroup")
+        .arg(cgroups.run.path())
+        .arg("--run")
+        .arg(run.id.to_string())
+        .args(terminal.as_ref().map(|_| "--foreground"))
+        .arg("--")
+        .args(&exec.command)
+        .env("WEIR_SOCKET", socket)
+        .process_group(0)
+        .spawn()
+        .context("cannot start the command")?;
+    let group = child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
+    let status = loop {
+        let signal = tokio::select! {
+            status = child.wait() => break status?,
+            _ = hangup.recv() => Signal::SIGHUP,
+            _ = interrupt.recv() => Signal::SIGINT,
+            _ = terminate.recv() => Signal::SIGTERM,
+            _ = quit.recv() => Signal::SIGQUIT,
+        };
+        if let Some(group) = group {
+            // The group may be gone already; its status follows.
+            let _gone = nix::sys::signal::killpg(group, signal);
+        }
+    };
+    if let Some(terminal) = terminal {
+        terminal.take_back();
+    }
+    leftovers(node, cgroups, run.id, &mut interrupt, &mut terminate).await?;
+    Ok(exit_code(status))
+}
+
+/// Waits for the run's last process. A signal ends them all.
+async fn leftovers(
+    node: &Node,
+    cgroups: &Cgroups,
+    run: weir_proto::RunId,
+    interrupt: &mut tokio::signal::unix::Signal,
+    terminate: &mut tokio::signal::unix::Signal,
+) -> anyhow::Result<()> {
+    let mut told = false;
+    while cgroups.run.populated()? || !node.redirection.members(run).is_empty() {
+        if !told && cgroups.run.populated()? {
+            eprintln!("weir-agent: the command has ended, its background processes go on; interrupt to end them");
+            told = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LEFTOVER_INTERVAL) => {}
+            _ = interrupt.recv() => cgroups.run.kill()?,
+            _ = terminate.recv() => cgroups.run.kill()?,
+        }
+    }
+    Ok(())
+}
+
+/// The command's own code; 128 + signal when a signal ended it, as shells say it.
+fn exit_code(status: std::process::ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// The child's part: joins the run's cgroup, takes the terminal, becomes the command.
+pub(crate) fn become_in(cgroup: &Path, foreground: bool) -> io::Result<()> {
+    Cgroup::open(cgroup)?.move_in(std::process::id())?;
+    if foreground {
+        // A background process that takes the terminal is sent SIGTTOU, unless it blocks it.
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTTOU);
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
+        nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp())?;
+        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&blocked), None)?;
+    }
+    Ok(())
+}
+
+/// The terminal that this process had in the foreground and lends to the command.
+struct Terminal {
+    group: Pid,
+}
+
+impl Terminal {
+    fn held() -> Option<Self> {
+        let group = nix::unistd::getpgrp();
+        (nix::unistd::tcgetpgrp(io::stdin()) == Ok(group)).then_some(Self { group })
+    }
+
+    fn take_back(self) {
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGTTOU);
+        let result = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)
+            .and_then(|()| nix::unistd::tcsetpgrp(io::stdin(), self.group));
+        if let Err(error) = result {
+            tracing::debug!(%error, "the terminal");
+        }
+    }
+}
+
+/// `<here>/weir-PID/{agent,run}`: below the cgroup this process was in, so that an outer node agent still sees all of it.
+struct Cgroups {
+    before: PathBuf,
+    base: PathBuf,
+    agent: Cgroup,
+    run: Cgroup,
+}
+
+impl Cgroups {
+    fn make() -> anyhow::Result<Self> {
+        let mount = find_cgroup2_mount()?;
+        let before = mount.join(current_cgroup()?.trim_start_matches('/'));
+        let base = before.join(format!("weir-{}", std::process::id()));
+        Cgroup::create(&base).with_context(|| format!("cannot make the cgroup {}", base.display()))?;
+        let agent = Cgroup::create(&base.join("agent"))?;
+        let run = Cgroup::create(&base.join("run"))?;
+        Ok(Self { before, base, agent, run })
+    }
+
+    fn remove(self) {
+        let back = Cgroup::open(&self.before).and_then(|cgroup| cgroup.move_in(std::process::id()));
+        if let Err(error) = back {
+            tracing::debug!(%error, "the cgroup before");
+        }
+        for path in [self.run.path(), self.agent.path(), &self.base] {
+            if let Err(error) = fs::remove_dir(path) {
+                tracing::debug!(%error, path = %path.display(), "a cgroup stays");
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Counters of the data path, for /metrics.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use weir_protocols::note::Coverage;
+
+/// Typed, owned by the node; no globals.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    pub(crate) accepted: Counter,
+    pub(crate) accept_errors: Counter,
+    pub(crate) without_origin: Counter,
+    pub(crate) untouched: Counter,
+    pub(crate) denied: Counter,
+    pub(crate) dial_errors: Counter,
+    pub(crate) record_errors: Counter,
+    pub(crate) open: Gauge,
+    sessions_inspected: Counter,
+    sessions_metadata_only: Counter,
+    exchanges: Counter,
+    exchanges_denied: Counter,
+    request_bytes: Counter,
+    response_bytes: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 13] = [
+            ("accepted", "Redirected connections accepted", &self.accepted),
+            ("accept_errors", "accept() calls that failed", &self.accept_errors),
+            ("without_origin", "Connections to the proxy port that no governed process made: reset", &self.without_origin),
+            ("untouched", "Connections of processes that belong to no run: passed on unrecorded", &self.untouched),
+            ("connections_denied", "Connections that policy refused", &self.denied),
+            ("dial_errors", "Upstreams that could not be reached", &self.dial_errors),
+            ("record_errors", "Connections closed because they could not be recorded", &self.record_errors),
+            ("sessions_inspected", "Sessions whose every exchange was understood", &self.sessions_inspected),
+            ("sessions_metadata_only", "Sessions that were not, or not wholly, read", &self.sessions_metadata_only),
+            ("exchanges", "Exchanges recorded", &self.exchanges),
+            ("exchanges_denied", "Exchanges that policy refused", &self.exchanges_denied),
+            ("request_bytes", "Bytes forwarded to upstreams", &self.request_bytes),
+            ("response_bytes", "Bytes forwarded to clients", &self.response_bytes),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register("sessions_open", "Sessions being forwarded now", self.open.clone());
+    }
+
+    /// A session has ended.
+    pub(crate) fn session(&self, tape: &crate::proxy::Tape) {
+        match tape.coverage() {
+            Coverage::Inspected => self.sessions_inspected.inc(),
+            Coverage::MetadataOnly(_) | Coverage::Refused(_) => self.sessions_metadata_only.inc(),
+        };
+        let (request_bytes, response_bytes) = tape.bytes();
+        self.exchanges.inc_by(tape.exchanges());
+        self.exchanges_denied.inc_by(tape.denied_count());
+        self.request_bytes.inc_by(request_bytes);
+        self.response_bytes.inc_by(response_bytes);
+    }
+}

@@ -1,0 +1,210 @@
+//! One node agent, wired: kernel hooks, listeners, runs, policy, recording. Nothing here decides anything.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_proto::RunId;
+use weir_protocols::GrantKey;
+use weir_protocols::mask::MaskPlan;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::policy::Judge;
+use crate::proxy::accept::Listeners;
+use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
+use crate::redirection::{Cgroup, Redirection, Scope, find_cgroup2_mount};
+use crate::selection::{Runs, runs_dir};
+use crate::{admin, control};
+
+/// How often runs are checked for their end.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// After the drain, how long closed sessions may take to be recorded.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a node agent works. The daemon's comes from its configuration, a lone `exec` makes one for itself.
+pub(crate) struct Place {
+    /// Directory of the governed scope's cgroup.
+    pub(crate) scope: PathBuf,
+    /// Directory of the node agent's own leaf cgroup.
+    pub(crate) own: PathBuf,
+    pub(crate) pins: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) mode: Mode,
+}
+
+/// The shared state of the data path.
+pub(crate) struct Node {
+    pub(crate) redirection: Arc<Redirection>,
+    pub(crate) judge: Judge,
+    pub(crate) recorder: Recorder,
+    pub(crate) runs: Runs,
+    pub(crate) plan: MaskPlan,
+    pub(crate) metrics: Metrics,
+    pub(crate) scope: PathBuf,
+    /// Every task that serves a peer.
+    pub(crate) connections: TaskTracker,
+    /// No new work is taken.
+    pub(crate) draining: CancellationToken,
+    /// What still runs is to end now.
+    pub(crate) drained: CancellationToken,
+    recording: Recording,
+    drain: Duration,
+}
+
+impl Place {
+    /// The daemon's place.
+    pub(crate) fn of(config: &Config) -> anyhow::Result<Self> {
+        let mount = find_cgroup2_mount()?;
+        let below = |path: &str| mount.join(path.trim_start_matches('/'));
+        Ok(Self {
+            scope: below(&config.scope),
+            own: below(&config.own_cgroup),
+            pins: config.pins_dir.clone(),
+            state: config.state_dir.clone(),
+            socket: config.socket.clone(),
+            mode: Mode::Collector,
+        })
+    }
+}
+
+impl Node {
+    /// Starts everything; governed connections flow when it returns. Call it from inside the tokio runtime.
+    pub(crate) async fn start(place: Place, config: &Config) -> anyhow::Result<Arc<Self>> {
+        // Recovery comes first: while it runs the pinned hooks refuse, and nothing is forwarded that cannot be recorded.
+        let (recorder, recording) = Recording::start(RecordingConfig {
+            state_dir: place.state.clone(),
+            mode: place.mode.clone(),
+            journal_bytes: config.journal_mib << 20,
+            spool_quota_bytes: config.spool_mib << 20,
+        })
+        .await
+        .context("cannot start recording")?;
+
+        let mount = find_cgroup2_mount()?;
+        let scope = Cgroup::create(&place.scope).context("cannot make the scope's cgroup")?;
+        let own = Cgroup::create(&place.own).context("cannot make the node agent's own cgroup")?;
+        own.move_in(std::process::id()).context("cannot move into the node agent's own cgroup")?;
+        let redirection = Redirection::attach(&Scope {
+            governed: place.scope.clone(),
+            own: place.own.clone(),
+            pins: place.pins.clone(),
+        })
+        .context("cannot attach the kernel hooks; `weir-agent doctor` says what this kernel lacks")?;
+        let redirection = Arc::new(redirection);
+        redirection.exempt_process(std::process::id())?;
+
+        let runs = Runs::adopt(redirection.clone(), config.select.clone(), mount, runs_dir(&place.state))?;
+        let key = GrantKey::take().context("a second judge in one process")?;
+        let node = Arc::new(Self {
+            redirection,
+            judge: Judge::new(key, Arc::new(config.rules())),
+            recorder,
+            runs,
+            plan: MaskPlan::standard(),
+            metrics: Metrics::default(),
+            scope: scope.path().to_owned(),
+            connections: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            drained: CancellationToken::new(),
+            recording,
+            drain: Duration::from_secs(config.drain_s),
+        });
+
+        let listeners = Listeners::bind().context("cannot listen on loopback")?;
+        node.redirection.serve(&listeners.v4, listeners.v6.as_ref())?;
+        node.connections.spawn(listeners.serve(node.clone()));
+        node.connections.spawn(sweep(node.clone()));
+        control::serve(&place.socket, config.socket_permissions()?, node.clone())
+            .await
+            .with_context(|| format!("cannot listen on {}", place.socket.display()))?;
+        if let Some(address) = config.admin {
+            admin::serve(address, node.clone())
+                .await
+                .with_context(|| format!("cannot listen on the admin address {address}"))?;
+        }
+        Ok(node)
+    }
+
+    /// Refuses new connections, gives open ones their time, then records what is left and flushes.
+    pub(crate) async fn stop(&self) {
+        tracing::info!(open = self.metrics.open.get(), "draining");
+        if let Err(error) = self.redirection.withdraw() {
+            tracing::error!(%error, "the kernel hooks could not be told to refuse");
+        }
+        self.draining.cancel();
+        self.connections.close();
+        if tokio::time::timeout(self.drain, self.connections.wait()).await.is_err() {
+            tracing::warn!(open = self.metrics.open.get(), "sessions were closed at the end of the drain");
+            self.drained.cancel();
+            if tokio::time::timeout(CLOSE_TIMEOUT, self.connections.wait()).await.is_err() {
+                tracing::error!("sessions did not close in time; they will be recovered from the journal");
+            }
+        }
+        if let Err(error) = self.recording.drain().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "not everything was sealed; the journal keeps it");
+        }
+    }
+
+    /// A fresh cgroup for a run, below `above`.
+    pub(crate) fn make_cgroup(&self, above: &Path) -> io::Result<Cgroup> {
+        Cgroup::create(&above.join(format!("run-{}", RunId::generate())))
+    }
+
+    /// Redirecting and recording.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.draining.is_cancelled() && self.recording.is_healthy()
+    }
+
+    /// What `weir-agent status --json` prints.
+    pub(crate) fn status(&self) -> Value {
+        let runs: Vec<Value> = self
+            .runs
+            .list()
+            .iter()
+            .map(|run| {
+                json!({ "run": run.id.to_string(), "initiator": run.initiator, "labels": run.labels,
+                    "argv": run.argv, "processes": self.redirection.members(run.id).len() })
+            })
+            .collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "ready": self.is_ready(),
+            "draining": self.draining.is_cancelled(),
+            "scope": self.scope,
+            "runs": runs,
+            "open_sessions": self.metrics.open.get(),
+            "recording": self.recording.status(),
+            "kernel": self.redirection.counters(),
+            "gates": self.redirection.gates(),
+        })
+    }
+
+    /// Prometheus text.
+    pub(crate) fn metrics_text(&self) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::with_prefix("weir_agent");
+        self.metrics.register(&mut registry);
+        self.redirection.register_metrics(&mut registry);
+        self.recording.register_metrics(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+async fn sweep(node: Arc<Node>) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => node.runs.sweep(),
+            () = node.draining.cancelled() => return,
+        }
+    }
+}

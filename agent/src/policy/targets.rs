@@ -1,0 +1,195 @@
+//! Named destinations and their rules, from the configuration. The first target that matches decides.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// All connection rules: one immutable snapshot.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Rules {
+    /// What holds where no target matches.
+    pub(crate) default: Fallback,
+    /// In order: the first match decides.
+    #[serde(rename = "target")]
+    pub(crate) targets: Vec<Target>,
+}
+
+/// What holds where no target matches. `deny` makes the targets an egress allowlist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Fallback {
+    #[default]
+    Allow,
+    Deny,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Target {
+    pub(crate) name: Arc<str>,
+    /// Addresses and CIDRs; empty = any.
+    #[serde(default)]
+    pub(crate) addresses: Vec<Network>,
+    /// Ports and ranges; empty = any.
+    #[serde(default)]
+    pub(crate) ports: Vec<Ports>,
+    #[serde(default)]
+    pub(crate) access: Access,
+    #[serde(default)]
+    pub(crate) capture: Capture,
+    /// Told to the client and recorded when this target denies.
+    #[serde(default)]
+    pub(crate) reason: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Access {
+    #[default]
+    Allow,
+    Deny,
+    /// What cannot be read is refused.
+    Guarded,
+}
+
+/// How much of a session is kept. Opening, closing, verdicts and byte counts are always kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Capture {
+    None,
+    Metadata,
+    Statements,
+    #[default]
+    Full,
+}
+
+impl Capture {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Capture::None => "none",
+            Capture::Metadata => "metadata",
+            Capture::Statements => "statements",
+            Capture::Full => "full",
+        }
+    }
+}
+
+/// `10.0.0.5` or `10.0.0.0/8`, v4 or v6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Network(IpNet);
+
+impl TryFrom<String> for Network {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Self).map_err(|_| format!("{text:?} is neither an IP address nor a CIDR such as 10.0.0.0/8"))
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> String {
+        network.0.to_string()
+    }
+}
+
+/// `5432` or `"6000-6100"`, inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PortsText", into = "String")]
+pub(crate) struct Ports {
+    first: u16,
+    last: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum PortsText {
+    One(u16),
+    Text(String),
+}
+
+impl TryFrom<PortsText> for Ports {
+    type Error = String;
+    fn try_from(text: PortsText) -> Result<Self, String> {
+        let text = match text {
+            PortsText::One(port) => return Ok(Self { first: port, last: port }),
+            PortsText::Text(text) => text,
+        };
+        let (first, last) = text.split_once('-').unwrap_or((&text, &text));
+        match (first.trim().parse(), last.trim().parse()) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(format!("{text:?} is neither a port nor a range such as 6000-6100")),
+        }
+    }
+}
+
+impl From<Ports> for String {
+    fn from(ports: Ports) -> String {
+        format!("{}-{}", ports.first, ports.last)
+    }
+}
+
+impl Target {
+    fn matches(&self, destination: SocketAddr) -> bool {
+        let ip = destination.ip().to_canonical();
+        let port = destination.port();
+        (self.addresses.is_empty() || self.addresses.iter().any(|network| network.0.contains(&ip)))
+            && (self.ports.is_empty() || self.ports.iter().any(|ports| (ports.first..=ports.last).contains(&port)))
+    }
+}
+
+impl Rules {
+    pub(crate) fn target_of(&self, destination: SocketAddr) -> Option<&Target> {
+        self.targets.iter().find(|target| target.matches(destination))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Rules {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn first_match_decides_over_addresses_and_ports() {
+        let rules = rules(
+            r#"
+            default = "deny"
+            [[target]]
+            name = "orders"
+            addresses = ["10.0.0.5"]
+            ports = [5432]
+            access = "guarded"
+            [[target]]
+            name = "lab"
+            addresses = ["10.0.0.0/8", "fd00::/8"]
+            ports = ["6000-6100", 22]
+            "#,
+        );
+        let name = |text: &str| rules.target_of(text.parse().unwrap()).map(|target| target.name.to_string());
+        assert_eq!(name("10.0.0.5:5432").as_deref(), Some("orders"));
+        assert_eq!(name("10.0.0.5:6050").as_deref(), Some("lab"));
+        assert_eq!(name("[fd00::1]:22").as_deref(), Some("lab"));
+        assert_eq!(name("[::ffff:10.0.0.5]:5432").as_deref(), Some("orders"), "a mapped address is the v4 one");
+        assert_eq!(name("10.0.0.6:5432"), None);
+        assert_eq!(rules.default, Fallback::Deny);
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_what_is_wrong() {
+        for (text, needle) in [
+            ("[[target]]\nname = 'x'\naddresses = ['10.0.0.0/99']", "CIDR"),
+            ("[[target]]\nname = 'x'\nports = ['9-1']", "range"),
+            ("[[target]]\nname = 'x'\nacces = 'deny'", "acces"),
+            ("default = 'maybe'", "maybe"),
+        ] {
+            let error = toml::from_str::<Rules>(text).unwrap_err().to_string();
+            assert!(error.contains(needle), "{error}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The data path: from an accepted socket to a closed session.
+//!
+//! * [`accept`]: takes redirected connections at full rate
+//! * [`connection`]: the story of one connection, top to bottom
+//! * [`refuse`]: tells a client in its own protocol why it may not connect
+//! * [`upstream`]: dials where the process wanted to go
+//! * [`pump`]: the only I/O loop
+//! * [`tape`]: notes become events
+
+pub(crate) mod accept;
+pub(crate) mod connection;
+mod pump;
+mod refuse;
+mod tape;
+mod upstream;
+
+pub(crate) use tape::Tape;

@@ -1,0 +1,549 @@
+//! The only I/O loop: moves bytes between two sockets and one conversation, for every protocol.
+//!
+//! Each turn has named steps: carry out effects (in order; a note is in the journal before the send behind it), flush,
+//! read what may be read, and else wait for readiness, a verdict, a deadline or the end of the node.
+//!
+//! Back-pressure is end to end: a side is read only while the conversation wants its bytes and what waits for the other
+//! side is below [`OUT_BYTES_MAX`]. A side that is not read is still watched for a reset.
+
+use std::collections::VecDeque;
+use std::future::{Future, pending};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use weir_protocols::kind::Start;
+use weir_protocols::mask::MaskPlan;
+use weir_protocols::{
+    Cause, Conversation, Denial, Effect, Effects, ExchangeId, Fault, Input, Instant, Kind, Note, Operation, Side, Verdict,
+};
+
+use super::tape::{Tape, TapeError};
+use crate::policy::judge::Standing;
+use crate::policy::{Judge, Judgement};
+use crate::recording::clock;
+
+/// Most bytes waiting to be written to one side; above it the other side is not read.
+const OUT_BYTES_MAX: usize = 256 * 1024;
+/// Slices handed to one writev.
+const WRITE_SLICES_MAX: usize = 32;
+/// A read buffer starts here and grows with what one read brings.
+const READ_BYTES_MIN: usize = 4 * 1024;
+const READ_BYTES_MAX: usize = 64 * 1024;
+/// The largest read buffer that a connection keeps while nothing arrives.
+const READ_BYTES_KEPT: usize = 16 * 1024;
+/// After one side has ended, the other may be silent this long before both are closed.
+const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// How a pumped connection came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Both sides had ended and all was delivered; which ended first.
+    Ended(Side),
+    /// A conversation closed it, or a side was reset.
+    Aborted(Cause),
+    /// The node drains and this session did not end in time.
+    Drained,
+    /// One side had ended and the other stayed silent for too long.
+    Idle,
+}
+
+impl Ending {
+    /// The word recorded in `Closed.cause`.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Ending::Ended(Side::Client) => "client-end",
+            Ending::Ended(Side::Upstream) => "upstream-end",
+            Ending::Aborted(cause) => cause.word(),
+            Ending::Drained => "drained",
+            Ending::Idle => "half-closed-idle",
+        }
+    }
+
+    fn resets(self) -> bool {
+        !matches!(self, Ending::Ended(_) | Ending::Aborted(Cause::Finished))
+    }
+}
+
+/// Our own failures: the connection is closed with a gap.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PumpError {
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    #[error("the session could not be recorded")]
+    Record(#[from] TapeError),
+}
+
+/// One connection being pumped.
+pub(crate) struct Pump<'a> {
+    legs: [Leg; 2],
+    conversation: Box<dyn Conversation>,
+    effects: Effects,
+    tape: &'a mut Tape,
+    judge: &'a Judge,
+    standing: &'a Standing,
+    plan: MaskPlan,
+    drained: &'a CancellationToken,
+    next_exchange: ExchangeId,
+    verdicts: VecDeque<(ExchangeId, Verdict)>,
+    held: Vec<(ExchangeId, oneshot::Receiver<Verdict>)>,
+    first_end: Option<Side>,
+    ending: Option<Ending>,
+    half_closed_until: Option<Instant>,
+}
+
+/// One side's socket with what waits to be written to it.
+struct Leg {
+    stream: TcpStream,
+    read_buffer: BytesMut,
+    read_bytes_next: usize,
+    out: VecDeque<Bytes>,
+    out_bytes: usize,
+    /// No more bytes come from this side (FIN or reset).
+    read_ended: bool,
+    /// Our writing half is to be shut down once `out` is empty.
+    end_after_out: bool,
+    /// Our writing half is shut down, or the peer is gone.
+    write_ended: bool,
+    /// A write was refused while its bytes were still to be read.
+    write_failed: bool,
+    gone: bool,
+}
+
+/// What one waiting brought.
+enum Wake {
+    Ready,
+    /// A side that is not being read was reset.
+    Lost(Side),
+    Verdict(ExchangeId, Verdict),
+    Deadline,
+    Drained,
+}
+
+impl<'a> Pump<'a> {
+    pub(crate) fn new(
+        client: TcpStream,
+        upstream: TcpStream,
+        conversation: Box<dyn Conversation>,
+        tape: &'a mut Tape,
+        judge: &'a Judge,
+        standing: &'a Standing,
+        plan: MaskPlan,
+        drained: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            legs: [Leg::new(client), Leg::new(upstream)],
+            conversation,
+            effects: Effects::default(),
+            tape,
+            judge,
+            standing,
+            plan,
+            drained,
+            next_exchange: ExchangeId::FIRST,
+            verdicts: VecDeque::new(),
+            held: Vec::new(),
+            first_end: None,
+            ending: None,
+            half_closed_until: None,
+        }
+    }
+
+    /// Runs to the end of the connection. Both sockets are closed when it returns: by FIN after an orderly end, else by RST.
+    pub(crate) async fn run(mut self) -> Result<Ending, PumpError> {
+        let result = self.turns().await;
+        let reset = result.as_ref().map_or(true, |ending| ending.resets());
+        for leg in &self.legs {
+            if reset {
+                leg.reset_on_close();
+            }
+        }
+        result
+    }
+
+    async fn turns(&mut self) -> Result<Ending, PumpError> {
+        loop {
+            self.carry_out().await?;
+            self.flush()?;
+            if let Some(ending) = self.ended() {
+                return Ok(ending);
+            }
+            if self.verdict_inputs().await? || self.read()? {
+                tokio::task::consume_budget().await;
+                continue;
+            }
+            if !self.effects.is_empty() {
+                continue;
+            }
+            match self.wait().await {
+                Wake::Ready => {}
+                Wake::Lost(side) => self.lost(side)?,
+                Wake::Verdict(exchange, verdict) => self.verdicts.push_back((exchange, verdict)),
+                Wake::Deadline => self.tick()?,
+                Wake::Drained => return self.abort_for(Ending::Drained).await,
+            }
+        }
+    }
+
+    /// Gives one input to the conversation.
+    fn give(&mut self, input: Input) -> Result<(), PumpError> {
+        Ok(self.conversation.handle(input, clock::now(), &mut self.effects)?)
+    }
+
+    /// Step 1: effects, in the order given.
+    async fn carry_out(&mut self) -> Result<(), PumpError> {
+        while let Some(effect) = self.effects.next() {
+            if self.ending.is_some() && !matches!(effect, Effect::Note(..)) {
+                continue;
+            }
+            match effect {
+                Effect::Upstream(cleared) => {
+                    let bytes = cleared.into_bytes();
+                    self.tape.forwarded(Side::Client, bytes.len());
+                    self.legs[Side::Upstream.index()].queue(bytes);
+                }
+                Effect::Client(bytes) => {
+                    self.tape.forwarded(Side::Upstream, bytes.len());
+                    self.legs[Side::Client.index()].queue(bytes);
+                }
+                Effect::Ask(exchange, operation) => self.ask(exchange, &operation),
+                Effect::Withdraw(exchange) => {
+                    self.held.retain(|(held, _)| *held != exchange);
+                    self.verdicts.retain(|(decided, _)| *decided != exchange);
+                }
+                Effect::Note(exchange, note) => self.note(exchange, note).await?,
+                Effect::Become(kind, pending) => self.become_kind(kind, pending)?,
+                Effect::End(side) => self.legs[side.index()].end_after_out = true,
+                Effect::Abort(cause) => self.ending = Some(Ending::Aborted(cause)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn note(&mut self, exchange: ExchangeId, note: Note) -> Result<(), PumpError> {
+        if matches!(note, Note::Asked(_)) {
+            self.next_exchange = self.next_exchange.max(exchange.next());
+        }
+        Ok(self.tape.note(exchange, note).await?)
+    }
+
+    fn ask(&mut self, exchange: ExchangeId, operation: &Operation) {
+        self.next_exchange = self.next_exchange.max(exchange.next());
+        match self.judge.decide(self.standing, exchange, operation) {
+            Judgement::Now(verdict) => self.verdicts.push_back((exchange, verdict)),
+            Judgement::Held(later) => self.held.push((exchange, later)),
+        }
+    }
+
+    /// Another kind takes over, with the bytes that the old one had not consumed and the ends it had seen.
+    fn become_kind(&mut self, kind: Kind, pending: [Bytes; 2]) -> Result<(), PumpError> {
+        self.held.clear();
+        self.verdicts.clear();
+        self.conversation = kind.start(Start { first_exchange: self.next_exchange, plan: self.plan.clone() });
+        for (side, bytes) in [Side::Client, Side::Upstream].into_iter().zip(pending) {
+            if !bytes.is_empty() {
+                self.give(Input::Data(side, bytes))?;
+            }
+        }
+        for side in [Side::Client, Side::Upstream] {
+            let leg = &self.legs[side.index()];
+            if leg.gone {
+                self.give(Input::Reset(side))?;
+            } else if leg.read_ended {
+                self.give(Input::End(side))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 2: what waits is written, as far as the sockets take it.
+    fn flush(&mut self) -> Result<(), PumpError> {
+        for side in [Side::Client, Side::Upstream] {
+            let leg = &mut self.legs[side.index()];
+            let Err(error) = leg.flush() else { continue };
+            tracing::debug!(?side, %error, "write failed");
+            if side == Side::Client || leg.read_ended {
+                self.lost(side)?;
+            } else {
+                // What the upstream said before it closed (often the reason) is still there to be read.
+                leg.stop_writing();
+            }
+        }
+        Ok(())
+    }
+
+    /// A side is gone: told to the conversation once.
+    fn lost(&mut self, side: Side) -> Result<(), PumpError> {
+        let leg = &mut self.legs[side.index()];
+        if leg.gone {
+            return Ok(());
+        }
+        leg.lose();
+        self.first_end.get_or_insert(side);
+        self.give(Input::Reset(side))
+    }
+
+    fn ended(&mut self) -> Option<Ending> {
+        if !self.effects.is_empty() {
+            return None;
+        }
+        if let Some(ending) = self.ending {
+            // An orderly abort (a fatal error was answered) still delivers what is queued.
+            let delivered = self.legs.iter().all(|leg| leg.out.is_empty() || leg.gone);
+            return (ending.resets() || delivered).then_some(ending);
+        }
+        let over = self.legs.iter().all(|leg| leg.read_ended && (leg.write_ended || leg.gone));
+        over.then(|| Ending::Ended(self.first_end.unwrap_or(Side::Client)))
+    }
+
+    /// Step 3a: a verdict that has come: recorded, then acted on.
+    async fn verdict_inputs(&mut self) -> Result<bool, PumpError> {
+        let Some((exchange, verdict)) = self.verdicts.pop_front() else { return Ok(false) };
+        self.tape.judged(exchange, &verdict).await?;
+        self.give(Input::Verdict(exchange, verdict))?;
+        Ok(true)
+    }
+
+    fn may_read(&self, side: Side) -> bool {
+        let leg = &self.legs[side.index()];
+        !leg.read_ended
+            && self.ending.is_none()
+            && self.legs[side.other().index()].out_bytes < OUT_BYTES_MAX
+            && self.conversation.wants_read(side)
+    }
+
+    /// Step 3b: one read per side that may be read.
+    fn read(&mut self) -> Result<bool, PumpError> {
+        let mut progress = false;
+        for side in [Side::Client, Side::Upstream] {
+            if !self.may_read(side) {
+                continue;
+            }
+            match self.legs[side.index()].read() {
+                Ok(Some(bytes)) if bytes.is_empty() && self.legs[side.index()].write_failed => {
+                    self.lost(side)?;
+                    progress = true;
+                }
+                Ok(Some(bytes)) if bytes.is_empty() => {
+                    self.legs[side.index()].read_ended = true;
+                    self.first_end.get_or_insert(side);
+                    self.half_closed_until = Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
+                    self.give(Input::End(side))?;
+                    progress = true;
+                }
+                Ok(Some(bytes)) => {
+                    if self.half_closed_until.is_some() {
+                        self.half_closed_until =
+                            Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
+                    }
+                    self.give(Input::Data(side, bytes))?;
+                    progress = true;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(?side, %error, "read failed");
+                    self.lost(side)?;
+                    progress = true;
+                }
+            }
+        }
+        Ok(progress)
+    }
+
+    fn tick(&mut self) -> Result<(), PumpError> {
+        let now = clock::now();
+        if self.half_closed_until.is_some_and(|until| until <= now) {
+            self.ending = Some(Ending::Idle);
+        }
+        if self.conversation.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.give(Input::Tick)?;
+        }
+        Ok(())
+    }
+
+    /// Step 4: waits for whatever comes first.
+    async fn wait(&mut self) -> Wake {
+        let interests = [self.interest(Side::Client), self.interest(Side::Upstream)];
+        let deadline = [self.conversation.next_deadline(), self.half_closed_until].into_iter().flatten().min();
+        let (legs, held, drained) = (&self.legs, &mut self.held, self.drained);
+        tokio::select! {
+            wake = ready(&legs[0], Side::Client, interests[0]) => wake,
+            wake = ready(&legs[1], Side::Upstream, interests[1]) => wake,
+            (exchange, verdict) = Held(held) => {
+                match verdict {
+                    Some(verdict) => Wake::Verdict(exchange, verdict),
+                    None => Wake::Verdict(exchange, unanswered()),
+                }
+            }
+            () = until(deadline) => Wake::Deadline,
+            () = drained.cancelled() => Wake::Drained,
+        }
+    }
+
+    fn interest(&self, side: Side) -> Option<Interest> {
+        let leg = &self.legs[side.index()];
+        if leg.gone {
+            return None;
+        }
+        let read = self.may_read(side).then_some(Interest::READABLE);
+        let write = (!leg.out.is_empty()).then_some(Interest::WRITABLE);
+        // A client that is not read is watched for a reset: what it asked for is withdrawn. An upstream is not: what it
+        // sent before its reset is still to be read once the client has taken the rest.
+        let watch = (side == Side::Client && read.is_none()).then_some(Interest::ERROR);
+        [read, write, watch].into_iter().flatten().reduce(|a, b| a | b)
+    }
+
+    /// The node ends this session: the conversation hears that both sides are gone, so that every exchange is finished.
+    async fn abort_for(&mut self, ending: Ending) -> Result<Ending, PumpError> {
+        self.ending = Some(ending);
+        for side in [Side::Client, Side::Upstream] {
+            self.give(Input::Reset(side))?;
+        }
+        self.carry_out().await?;
+        Ok(ending)
+    }
+}
+
+impl Leg {
+    fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            read_buffer: BytesMut::new(),
+            read_bytes_next: READ_BYTES_MIN,
+            out: VecDeque::new(),
+            out_bytes: 0,
+            read_ended: false,
+            end_after_out: false,
+            write_ended: false,
+            write_failed: false,
+            gone: false,
+        }
+    }
+
+    fn queue(&mut self, bytes: Bytes) {
+        if !self.gone && !self.write_ended && !bytes.is_empty() {
+            self.out_bytes += bytes.len();
+            self.out.push_back(bytes);
+        }
+    }
+
+    /// One read: `None` when nothing is there, empty at the end.
+    fn read(&mut self) -> io::Result<Option<Bytes>> {
+        // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
+        self.read_buffer.reserve(self.read_bytes_next);
+        match self.stream.try_read_buf(&mut self.read_buffer) {
+            Ok(read) => {
+                if read >= self.read_bytes_next && self.read_bytes_next < READ_BYTES_MAX {
+                    self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
+                }
+                Ok(Some(self.read_buffer.split().freeze()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // An idle connection keeps no large buffer.
+                if self.read_buffer.capacity() > READ_BYTES_KEPT {
+                    self.read_buffer = BytesMut::new();
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.out.is_empty() && !self.gone {
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+            let mut count = 0;
+            for (slice, bytes) in slices.iter_mut().zip(&self.out) {
+                *slice = IoSlice::new(bytes);
+                count += 1;
+            }
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(written) => self.written(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        if self.end_after_out && !self.write_ended && !self.gone {
+            self.write_ended = true;
+            // The peer may be gone already; then its reset says so.
+            let _gone = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, mut written: usize) {
+        self.out_bytes -= written;
+        while let Some(front) = self.out.front_mut() {
+            if written < front.len() {
+                front.advance(written);
+                return;
+            }
+            written -= front.len();
+            self.out.pop_front();
+        }
+    }
+
+    fn stop_writing(&mut self) {
+        self.write_failed = true;
+        self.write_ended = true;
+        self.out.clear();
+        self.out_bytes = 0;
+    }
+
+    fn lose(&mut self) {
+        self.stop_writing();
+        self.gone = true;
+        self.read_ended = true;
+    }
+
+    /// Closing sends RST instead of FIN: the peer must not take an aborted stream for a whole one.
+    fn reset_on_close(&self) {
+        if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "SO_LINGER failed");
+        }
+    }
+}
+
+async fn ready(leg: &Leg, side: Side, interest: Option<Interest>) -> Wake {
+    let Some(interest) = interest else { return pending().await };
+    match leg.stream.ready(interest).await {
+        Ok(ready) if ready.is_error() && !interest.is_readable() => Wake::Lost(side),
+        // An error of the readiness itself shows again at the next read.
+        Ok(_) | Err(_) => Wake::Ready,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(clock::until(deadline)).await,
+        None => pending().await,
+    }
+}
+
+/// A hold whose judge went away without an answer.
+fn unanswered() -> Verdict {
+    Verdict::Deny(Denial { rule: "hold".into(), reason: "nobody answered the hold".into() })
+}
+
+/// The first of the held exchanges to be answered; its entry is removed.
+struct Held<'h>(&'h mut Vec<(ExchangeId, oneshot::Receiver<Verdict>)>);
+
+impl Future for Held<'_> {
+    type Output = (ExchangeId, Option<Verdict>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        for index in 0..self.0.len() {
+            if let Poll::Ready(answer) = Pin::new(&mut self.0[index].1).poll(context) {
+                let (exchange, _) = self.0.swap_remove(index);
+                return Poll::Ready((exchange, answer.ok()));
+            }
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,11 @@
+//! The spool: sealed segments on disk until the collector has promised to hold them. Files are written once, under
+//! their final name only when their bytes are on the disk, and sent byte for byte.
+//!
+//! * [`files`]: names, durable writing, reading back with a check
+//! * [`store`]: what is there, in which order it leaves, when it may be deleted, quota
+
+mod files;
+mod store;
+
+pub(crate) use files::{FileError, parse_file};
+pub(crate) use store::{SegmentRef, Spool, SpoolError, SpoolLimits, Spooled, Stage};
