@@ -117,6 +117,7 @@ fn record() {
         let draft = Draft {
             node: NODE,
             session: SESSION,
+            number: 1,
             run: RunId::from_bytes([0x33; 16]),
             generation: GENERATION,
             seq,

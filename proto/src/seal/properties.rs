@@ -24,6 +24,7 @@ fn draft(seq: u64, prev_hash: Hash, last: bool) -> Draft {
     Draft {
         node: NODE,
         session: SESSION,
+        number: 1,
         run: RunId::from_bytes([3; 16]),
         generation: GenerationId::from_bytes([4; 16]),
         seq,

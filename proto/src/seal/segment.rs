@@ -14,7 +14,7 @@ pub const SEGMENT_PLAIN_TARGET: usize = 256 * 1024;
 /// No segment's plaintext is longer; what opens a segment allocates at most this.
 pub const SEGMENT_PLAIN_MAX: usize = 1024 * 1024;
 /// Fixed length of the header.
-pub const HEADER_BYTES: usize = 192;
+pub const HEADER_BYTES: usize = 200;
 /// The AES-GCM tag at the end of the ciphertext.
 pub const TAG_BYTES: usize = 16;
 /// No segment is longer: header, incompressible plaintext, tag.
@@ -57,6 +57,8 @@ pub struct JournalRange {
 pub struct Draft {
     pub node: NodeId,
     pub session: SessionId,
+    /// The session's number in the node log: which session this is can be told without any key.
+    pub number: u64,
     pub run: RunId,
     pub generation: GenerationId,
     /// From 0 in each session, without a hole. Also the nonce, so never twice under one generation.
@@ -141,6 +143,7 @@ impl SegmentHeader {
         b.put_slice(d.session.as_bytes());
         b.put_slice(d.run.as_bytes());
         b.put_slice(d.generation.as_bytes());
+        b.put_u64(d.number);
         b.put_u64(d.seq);
         b.put_slice(&d.prev_hash);
         b.put_u64(d.first_ns);
@@ -180,6 +183,7 @@ impl SegmentHeader {
         let session = SessionId::from_bytes(r.take());
         let run = RunId::from_bytes(r.take());
         let generation = GenerationId::from_bytes(r.take());
+        let number = r.u64();
         let seq = r.u64();
         let prev_hash = r.take();
         let first_ns = r.u64();
@@ -199,6 +203,7 @@ impl SegmentHeader {
         let draft = Draft {
             node,
             session,
+            number,
             run,
             generation,
             seq,
