@@ -81,10 +81,8 @@ impl Flow {
 
     /// Name of the interface the socket was bound to; `None` also if it is gone, or is of another network namespace.
     pub(crate) fn bound_device_name(&self) -> Option<String> {
-        let index = self.bound_device?;
-        let interfaces = nix::net::if_::if_nameindex().ok()?;
-        let interface = interfaces.iter().find(|interface| interface.index() == index)?;
-        Some(interface.name().to_string_lossy().into_owned())
+        let name = nix::net::if_::if_indextoname(self.bound_device?).ok()?;
+        name.into_string().ok()
     }
 }
 

@@ -1,0 +1,243 @@
+//! [`Redirection`]: the programs in the kernel and the tables that steer them.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::MapError;
+use nix::time::{ClockId, clock_gettime};
+use socket2::SockRef;
+use weir_agent_ebpf::{Counter, Entrance, Membership, ProcessEntry, Settings};
+use weir_proto::RunId;
+
+use super::flow::{run_id, run_words};
+use super::object::{Accepted, Object, Tables};
+use super::pins::{self, Pins};
+use super::{Cgroup, Counters, Flow, Gate, ProcessStart, RedirectionError, Who, gate, kernel_types, links, sys};
+
+/// Where the programs are attached and where they stay.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    /// Everything in and below this cgroup is governed, exempt or undecided; nothing outside is touched.
+    pub(crate) governed: PathBuf,
+    /// The agent's own cgroup. Made if missing, and this process is moved into it: listeners must be opened after attach(),
+    /// since a connection is handed over by the cgroup that its listening socket was made in. Not within a governed run.
+    pub(crate) own: PathBuf,
+    /// A directory on a bpf file system, of this agent alone.
+    pub(crate) pins: PathBuf,
+    /// Who a process of the scope is that nothing was decided about.
+    pub(crate) otherwise: Otherwise,
+    /// Most connections between SYN and accept; `None` for what is built in. Kept from the first start to detach().
+    pub(crate) tuples_max: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Otherwise {
+    /// Redirected; user space decides on accept.
+    Undecided,
+    /// Left alone.
+    Exempt,
+}
+
+/// The attached redirection. Dropping it, or dying, leaves the programs attached: governed connects are then refused until
+/// an agent adopts them. Only [`Redirection::detach`] ends it.
+pub(crate) struct Redirection {
+    tables: Mutex<Tables>,
+    accepted: Accepted,
+    /// The mark of this agent's listeners: of this start, not of the pins.
+    generation: u64,
+    scope: Cgroup,
+    pins: Pins,
+}
+
+impl Redirection {
+    /// Loads the programs and attaches them, or puts them in the place of those that an earlier agent left. Until
+    /// [`Redirection::serve`] every governed connect is refused.
+    pub(crate) fn attach(scope: &Scope) -> Result<Self, RedirectionError> {
+        let offsets = kernel_types::task_offsets()?;
+        let governed = Cgroup::open(&scope.governed)?;
+        let own = Cgroup::create(&scope.own)?;
+        let pid = std::process::id();
+        own.move_in(pid)?;
+        let pins = Pins::open(&scope.pins)?;
+        let mut object = Object::load(&pins, offsets, scope.tuples_max)?;
+        let (tables, accepted) = object.tables()?;
+        let redirection =
+            Self { tables: Mutex::new(tables), accepted, generation: generation()?, scope: governed, pins };
+        // An earlier agent's listeners are gone, and its ports may be anybody's.
+        redirection.withdraw()?;
+        redirection.settle(scope.otherwise)?;
+        // Before the first hook is attached: the agent's own connections are its upstreams.
+        redirection.exempt_process(pid)?;
+        links::attach_all(&object, &redirection.pins, &redirection.scope, &own)?;
+        Ok(redirection)
+    }
+
+    /// Sends redirected connections of this network namespace to these listeners from now on, on 127.0.0.1 and ::1. Without
+    /// `v6` IPv6 connections are refused.
+    pub(crate) fn serve<L: AsFd>(&self, v4: &L, v6: Option<&L>) -> Result<(), RedirectionError> {
+        let socket = |doing| move |source| RedirectionError::Socket { doing, source };
+        let v4_port = listening_port(v4, "127.0.0.1")?;
+        let v6_port = v6.map_or(Ok(0), |v6| listening_port(v6, "::1"))?;
+        let netns = sys::netns_cookie(v4.as_fd()).map_err(socket("ask for a listener's network namespace"))?;
+        let mut tables = self.tables();
+        for listener in [Some(v4), v6].into_iter().flatten() {
+            tables
+                .listeners
+                .insert(&listener.as_fd().as_raw_fd(), self.generation, 0)
+                .map_err(RedirectionError::table("mark a listener as the agent's"))?;
+        }
+        let entrance = Entrance { generation: self.generation, v4_port, v6_port, reserved: 0 };
+        tables.entrances.insert(netns, entrance, 0).map_err(RedirectionError::table("publish the agent's ports"))
+    }
+
+    /// Refuses governed connects from now on; what is accepted already goes on.
+    pub(crate) fn withdraw(&self) -> Result<(), RedirectionError> {
+        let mut tables = self.tables();
+        let served: Vec<u64> = tables.entrances.keys().filter_map(Result::ok).collect();
+        for netns in served {
+            ignore_missing(tables.entrances.remove(&netns))
+                .map_err(RedirectionError::table("withdraw the agent's ports"))?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel saw of an accepted connection. `None`: nothing; somebody connected to the proxy's port directly, or
+    /// the table of connections under way was full. Such a connection has no destination and must be reset.
+    pub(crate) fn flow_of(&self, accepted: &impl AsFd) -> Result<Option<Flow>, RedirectionError> {
+        match self.accepted.get(&accepted.as_fd().as_raw_fd(), 0) {
+            Ok(record) => Flow::from_record(&record).map(Some),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(RedirectionError::table("read the record of an accepted connection")(error)),
+        }
+    }
+
+    /// Puts everything in and below a cgroup into a run.
+    pub(crate) fn govern_cgroup(&self, cgroup_id: u64, run: RunId) -> Result<(), RedirectionError> {
+        self.decide_cgroup(cgroup_id, Membership { run: run_words(run), who: Who::Governed as u8, reserved: [0; 7] })
+    }
+
+    /// Leaves everything in and below a cgroup alone.
+    pub(crate) fn exempt_cgroup(&self, cgroup_id: u64) -> Result<(), RedirectionError> {
+        self.decide_cgroup(cgroup_id, Membership { run: [0; 2], who: Who::Exempt as u8, reserved: [0; 7] })
+    }
+
+    pub(crate) fn forget_cgroup(&self, cgroup_id: u64) -> Result<(), RedirectionError> {
+        ignore_missing(self.tables().cgroups.remove(&cgroup_id)).map_err(RedirectionError::table("forget a cgroup"))
+    }
+
+    /// Puts a process into a run, and every process it starts from now on. Children it has already are not found; do this
+    /// before the process may have any.
+    pub(crate) fn govern_process(&self, pid: u32, run: RunId) -> Result<(), RedirectionError> {
+        self.decide_process(pid, Who::Governed, run_words(run))
+    }
+
+    /// Leaves one process alone; its children are not.
+    pub(crate) fn exempt_process(&self, pid: u32) -> Result<(), RedirectionError> {
+        self.decide_process(pid, Who::Exempt, [0; 2])
+    }
+
+    /// The run a process is in by itself or by its parents; what its cgroup says is not asked.
+    pub(crate) fn process_run(&self, pid: u32) -> Option<RunId> {
+        let entry = self.tables().processes.get(&pid, 0).ok()?;
+        lives(pid, &entry).then(|| run_id(entry.run)).filter(|_| entry.who == Who::Governed as u8)
+    }
+
+    /// Processes that are in a run by themselves or by their parents, and live.
+    pub(crate) fn members(&self, run: RunId) -> Vec<u32> {
+        let run = run_words(run);
+        let listed: Vec<_> = self.tables().processes.iter().filter_map(Result::ok).collect();
+        listed
+            .into_iter()
+            .filter(|(pid, entry)| entry.run == run && entry.who == Who::Governed as u8 && lives(*pid, entry))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters, RedirectionError> {
+        let tables = self.tables();
+        let mut sums = [0_u64; Counter::COUNT];
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let per_cpu = tables.counters.get(&(index as u32), 0).map_err(RedirectionError::table("read a counter"))?;
+            *sum = per_cpu.iter().fold(0, |sum, value| sum.wrapping_add(*value));
+        }
+        Ok(Counters::new(sums))
+    }
+
+    pub(crate) fn gates(&self) -> Vec<Gate> {
+        gate::all(&self.scope)
+    }
+
+    /// Removes the programs and all tables: nothing is redirected or refused any more.
+    pub(crate) fn detach(&self) -> Result<(), RedirectionError> {
+        self.pins.remove()
+    }
+
+    /// Removes what a dead agent left at `pins`; refuses while an agent lives there.
+    pub(crate) fn detach_abandoned(pins: &Path) -> Result<(), RedirectionError> {
+        pins::remove_abandoned(pins)
+    }
+
+    fn settle(&self, otherwise: Otherwise) -> Result<(), RedirectionError> {
+        let who = match otherwise {
+            Otherwise::Undecided => Who::Undecided,
+            Otherwise::Exempt => Who::Exempt,
+        };
+        let settings = Settings { otherwise: who as u8, reserved: [0; 7] };
+        self.tables().settings.set(0, settings, 0).map_err(RedirectionError::table("set what holds for undecided processes"))
+    }
+
+    fn decide_cgroup(&self, cgroup_id: u64, membership: Membership) -> Result<(), RedirectionError> {
+        self.tables().cgroups.insert(cgroup_id, membership, 0).map_err(RedirectionError::table("decide about a cgroup"))
+    }
+
+    fn decide_process(&self, pid: u32, who: Who, run: [u64; 2]) -> Result<(), RedirectionError> {
+        let gone = RedirectionError::Process { pid, what: "it does not run, or it is a thread" };
+        let Some(start) = ProcessStart::of(pid) else { return Err(gone) };
+        let entry = ProcessEntry { run, start_ticks: start.ticks(), who: who as u8, reserved: [0; 7] };
+        let mut tables = self.tables();
+        tables.processes.insert(pid, entry, 0).map_err(RedirectionError::table("decide about a process"))?;
+        // It may have ended before the entry was there for the exit hook to remove.
+        if ProcessStart::of(pid) == Some(start) {
+            return Ok(());
+        }
+        ignore_missing(tables.processes.remove(&pid)).map_err(RedirectionError::table("forget a process"))?;
+        Err(gone)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // The kernel's tables are whole whatever happened to the thread that held them.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lives(pid: u32, entry: &ProcessEntry) -> bool {
+    ProcessStart::of(pid).is_some_and(|start| start.ticks() == entry.start_ticks)
+}
+
+/// No two starts of an agent on one boot begin in the same nanosecond with the same lock.
+fn generation() -> Result<u64, RedirectionError> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map_err(|errno| RedirectionError::Socket { doing: "read the boot clock", source: errno.into() })?;
+    Ok((now.tv_sec().cast_unsigned() << 30) | now.tv_nsec().cast_unsigned())
+}
+
+fn listening_port(listener: &impl AsFd, address: &str) -> Result<u16, RedirectionError> {
+    let failed = |source| RedirectionError::Socket { doing: "ask for a listener's address", source };
+    let socket = SockRef::from(listener);
+    if !socket.is_listener().map_err(failed)? {
+        return Err(RedirectionError::Listener { what: "it does not listen" });
+    }
+    match socket.local_addr().map_err(failed)?.as_socket() {
+        Some(bound) if bound.ip().to_string() == address => Ok(bound.port()),
+        _ => Err(RedirectionError::Listener { what: "it must be bound to 127.0.0.1, for IPv6 to ::1" }),
+    }
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

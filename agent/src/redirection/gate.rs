@@ -1,0 +1,88 @@
+//! Gates: each mechanism against bypass, and whether it holds here. The level reached is reported, never assumed.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{Cgroup, ProcessStart, find_cgroup2_mount};
+
+/// The inode of the pid namespace of the host (`PROC_PID_INIT_INO`).
+const HOST_PID_NAMESPACE: u64 = 0xeffffffc;
+/// The same for time (`PROC_TIME_INIT_INO`).
+const HOST_TIME_NAMESPACE: u64 = 0xeffffffa;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gate {
+    pub(crate) name: &'static str,
+    pub(crate) state: GateState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum GateState {
+    Holds,
+    /// Why the kernel cannot.
+    NotOnThisKernel(String),
+    /// What weakens it.
+    Weakened(String),
+}
+
+/// The gates of the redirection that is attached at `scope`.
+pub(super) fn all(scope: &Cgroup) -> Vec<Gate> {
+    // Their programs are attached, or attach() would have failed.
+    let attached = ["connect", "hand-over", "getpeername", "process-tree"]
+        .map(|name| Gate { name, state: GateState::Holds });
+    let judged = [
+        Gate { name: "cgroup-move", state: cgroup_move(scope) },
+        Gate { name: "process-start", state: process_start() },
+        Gate { name: "getpeername-mptcp", state: getpeername_mptcp() },
+    ];
+    attached.into_iter().chain(judged).collect()
+}
+
+fn cgroup_move(scope: &Cgroup) -> GateState {
+    match find_cgroup2_mount() {
+        Ok(mount) if mount == scope.path() => GateState::Holds,
+        _ => GateState::Weakened(
+            "holds only with the root cgroup as scope, or while governed processes cannot write to the cgroup file \
+             system: a process that leaves the scope's cgroup makes its further sockets outside"
+                .into(),
+        ),
+    }
+}
+
+/// A reused pid inherits nothing if starts can be read and compared.
+fn process_start() -> GateState {
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    if lockdown.contains("[confidentiality]") {
+        return GateState::Weakened(
+            "the kernel is locked down (confidentiality): programs cannot read a process's start, so process rules \
+             match nothing, and kernel threads are redirected"
+                .into(),
+        );
+    }
+    for (namespace, host, tells) in [
+        ("/proc/self/ns/pid", HOST_PID_NAMESPACE, "pid"),
+        ("/proc/self/ns/time", HOST_TIME_NAMESPACE, "time"),
+    ] {
+        // A kernel without time namespaces has no such file, and nothing to differ.
+        if Path::new(namespace).exists() && fs::metadata(namespace).map(|found| found.ino()).ok() != Some(host) {
+            return GateState::Weakened(format!(
+                "the agent is not in the host's {tells} namespace: process rules match nothing; run it there"
+            ));
+        }
+    }
+    match ProcessStart::of(std::process::id()) {
+        Some(_) => GateState::Holds,
+        None => GateState::Weakened("/proc is not mounted, or hides processes".into()),
+    }
+}
+
+/// An MPTCP connection is made by an inner socket, which is the one that the connect hook sees and remembers.
+fn getpeername_mptcp() -> GateState {
+    match fs::read_to_string("/proc/sys/net/mptcp/enabled") {
+        Ok(enabled) if enabled.trim() != "0" => {
+            GateState::Weakened("redirected and recorded, but getpeername of an MPTCP socket tells the proxy's address".into())
+        }
+        _ => GateState::NotOnThisKernel("MPTCP is not built in, or off".into()),
+    }
+}
