@@ -18,7 +18,7 @@ const NO_OBJECT: (&str, &str) = ("WEIR_EBPF_OBJECT", "none");
 const TARGET: &str = "bpfel-unknown-none";
 const PROFILE: &str = "ebpf";
 
-/// What the commands that build the agent need in their environment.
+/// Whether the agent that is built next can redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
     Built,
@@ -53,7 +53,12 @@ pub(crate) fn build(workspace: &Workspace, toolchain: Option<&Toolchain>) -> any
     })
 }
 
-/// The object as setup leaves it for `wants`; also tells cargo when there is none.
+/// For what compiles the agent and never runs it: an object from earlier will do, and so will none.
+pub(crate) fn present(workspace: &Workspace) -> Object {
+    if workspace.ebpf_object().exists() { Object::Built } else { Object::None }
+}
+
+/// What cargo must be told to build the agent with or without it.
 pub(crate) fn environment(object: Object) -> Option<(&'static str, &'static str)> {
     (object == Object::None).then_some(NO_OBJECT)
 }

@@ -5,18 +5,19 @@ use std::process::Command;
 use anyhow::bail;
 
 use crate::command;
+use crate::ebpf::{self, Object};
 use crate::suite::KERNEL_FEATURES;
 use crate::tidy;
 use crate::workspace::Workspace;
 
-pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, object: Object) -> anyhow::Result<()> {
     // All three, also after one has failed: one round of fixing instead of three.
     let mut failed = Vec::new();
     let format = ["--all", "--check"];
     let clippy = ["--workspace", "--all-targets", "--features", KERNEL_FEATURES, "--", "-D", "warnings"];
     for (name, arguments) in [("fmt", &format[..]), ("clippy", &clippy[..])] {
         let mut cargo = workspace.cargo(name);
-        if !passes(cargo.args(arguments))? {
+        if !passes(cargo.args(arguments).envs(ebpf::environment(object)))? {
             failed.push(format!("cargo {name}"));
         }
     }

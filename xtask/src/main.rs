@@ -84,7 +84,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             ebpf::build(&workspace, ready.toolchain.as_ref()).map(drop)
         }
         Task::Test { setup, filter } => suite::run(&workspace, &setup.wants(), filter.as_deref()),
-        Task::Lint => lint::run(&workspace),
+        Task::Lint => lint::run(&workspace, ebpf::present(&workspace)),
         Task::Tidy => tidy::run(&workspace),
     }
 }

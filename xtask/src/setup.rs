@@ -79,7 +79,7 @@ fn install_packages(
         // A build without the kernel needs a C compiler and no more: if that is lacking, it will say so itself.
         Some(_) if !wants.kernel && !wants.object => Ok(((), "left as they are".to_owned())),
         Some(problem) => Err(told(&[problem])),
-        None if missing.is_empty() => Ok(((), format!("all {} there", wanted.len()))),
+        None if missing.is_empty() => Ok(((), "all there".to_owned())),
         None => {
             packages::install(&missing, &workspace.log("packages"), progress)?;
             Ok(((), format!("installed {}", missing.join(" "))))

@@ -49,7 +49,7 @@ pub(crate) fn run(workspace: &Workspace, wants: &Wants, filter: Option<&str>) ->
     let object = ebpf::build(workspace, ready.toolchain.as_ref())?;
     let mut suite = Suite { workspace, object, filter, parts: Vec::new() };
     if filter.is_none() {
-        suite.part("lint", |_| lint::run(workspace).map(|()| None));
+        suite.part("lint", |_| lint::run(workspace, object).map(|()| None));
     }
     if wants.kernel {
         suite.part("tests of the crates, on this kernel too", |suite| {

@@ -1,36 +1,50 @@
-//! Rules about protocols: a folder that speaks one is complete only with its page and its fuzz entry.
+//! Rules about protocols: what `Kind` lists has its source, its page and its fuzz entry.
 
-use std::collections::BTreeSet;
+use super::{Finding, Tree, numbered};
 
-use super::{Finding, Tree};
-
-const FOLDER: &str = "agent/protocols/src/";
+const KIND: &str = "agent/protocols/src/kind.rs";
 
 pub(super) fn complete(tree: &Tree) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for name in spoken(tree) {
-        let module = format!("{FOLDER}{name}/mod.rs");
-        let page = format!("docs/protocols/{name}.md");
-        if !tree.has(&page) {
-            findings.push(Finding::new(&module, 1, format!("has no page {page}")));
-        }
-        let fuzz = format!("{FOLDER}{name}/fuzz.rs");
-        if !tree.has(&fuzz) {
-            findings.push(Finding::new(&module, 1, format!("has no fuzz entry {fuzz}")));
-        }
+    let listed = numbered(tree.text(KIND).unwrap_or_default());
+    let protocols = listed.filter_map(|(line, text)| Some((line, word(text)?))).collect::<Vec<_>>();
+    if protocols.is_empty() {
+        // A list that moved would otherwise pass for one in which nothing is missing.
+        return vec![Finding::new(
+            KIND,
+            1,
+            "no line `Kind::Name => \"name\"`: this rule reads the list of protocols there",
+        )];
     }
-    findings
+    protocols.into_iter().flat_map(|(line, name)| missing(tree, line, name)).collect()
 }
 
-/// The folders in which a `Conversation` is implemented. The folder list is derived, not kept: a list would be one
-/// more thing to forget.
-fn spoken(tree: &Tree) -> BTreeSet<&str> {
-    let sources = tree.ending(".rs").filter(|(_, text)| text.lines().any(implements_conversation));
-    sources.filter_map(|(path, _)| path.strip_prefix(FOLDER)?.split_once('/')).map(|(name, _)| name).collect()
+fn missing(tree: &Tree, line: usize, name: &str) -> Vec<Finding> {
+    let mut messages = Vec::new();
+    let sources = sources(tree, name).collect::<Vec<_>>();
+    if sources.is_empty() {
+        messages.push(format!("{name} has no source in agent/protocols/src/{name}"));
+    } else if !sources.iter().any(|text| text.contains("pub fn fuzz")) {
+        messages
+            .push(format!("{name} has no fuzz entry: `pub fn fuzz_{name}(data: &[u8])` next to its parser"));
+    }
+    let page = format!("docs/protocols/{name}.md");
+    if !tree.has(&page) {
+        messages.push(format!("{name} has no page {page}"));
+    }
+    messages.into_iter().map(|message| Finding::new(KIND, line, message)).collect()
 }
 
-fn implements_conversation(line: &str) -> bool {
-    line.starts_with("impl") && line.contains("Conversation for ")
+/// `Kind::Postgres => "postgres",` gives `postgres`.
+fn word(line: &str) -> Option<&str> {
+    let (_, rest) = line.trim().strip_prefix("Kind::")?.split_once("=> \"")?;
+    rest.split_once('"').map(|(word, _)| word)
+}
+
+fn sources<'a>(tree: &'a Tree, name: &'a str) -> impl Iterator<Item = &'a str> {
+    tree.ending(".rs").filter_map(move |(path, text)| {
+        let rest = path.strip_prefix("agent/protocols/src/")?.strip_prefix(name)?;
+        (rest == ".rs" || rest.starts_with('/')).then_some(text)
+    })
 }
 
 #[cfg(test)]
@@ -38,22 +52,25 @@ mod tests {
     use super::super::{found, tree};
     use super::*;
 
+    const LIST: &str = "match self {\n    Kind::Opaque(_) => \"opaque\",\n    Kind::Mysql => \"mysql\",\n}\n";
+
     #[test]
-    fn a_protocol_without_page_and_fuzz_entry_is_found() {
-        let speaks = "impl Conversation for Session {\n";
+    fn a_listed_protocol_has_source_page_and_fuzz_entry() {
+        let entry = "pub fn fuzz_opaque(data: &[u8]) {}\n";
         let tree = tree(&[
-            ("agent/protocols/src/opaque/mod.rs", speaks),
-            ("agent/protocols/src/opaque/fuzz.rs", ""),
+            (KIND, LIST),
+            ("agent/protocols/src/opaque.rs", entry),
             ("docs/protocols/opaque.md", ""),
-            ("agent/protocols/src/mysql/session.rs", speaks),
-            ("agent/protocols/src/mask/mod.rs", "//! Not a protocol.\n"),
+            ("agent/protocols/src/mysql/mod.rs", "//! Speaks.\n"),
+            ("agent/protocols/src/mysql_names.rs", entry),
         ]);
         let findings = complete(&tree);
-        assert_eq!(
-            found(&findings),
-            ["agent/protocols/src/mysql/mod.rs:1", "agent/protocols/src/mysql/mod.rs:1"]
-        );
-        assert!(findings[0].message.contains("docs/protocols/mysql.md"));
-        assert!(findings[1].message.contains("fuzz.rs"));
+        assert_eq!(found(&findings), ["agent/protocols/src/kind.rs:3", "agent/protocols/src/kind.rs:3"]);
+        assert!(findings[0].message.contains("fuzz_mysql") && findings[1].message.contains("mysql.md"));
+    }
+
+    #[test]
+    fn a_list_that_moved_is_not_an_empty_one() {
+        assert_eq!(found(&complete(&tree(&[]))), ["agent/protocols/src/kind.rs:1"]);
     }
 }
