@@ -118,18 +118,16 @@ pub(crate) fn llvm_present() -> bool {
 pub(crate) fn install_linker(workspace: &Workspace, log: &Path, progress: &Progress) -> anyhow::Result<()> {
     let scratch = workspace.tools.join("build");
     fs::create_dir_all(&scratch).with_context(|| format!("creating {}", scratch.display()))?;
-    let mut install = Command::new("cargo");
+    let mut install = workspace.cargo("install");
     install
-        .args(["install", "bpf-linker", "--locked", "--force", "--no-default-features"])
+        .args(["bpf-linker", "--locked", "--force", "--no-default-features"])
         .args(["--version", &format!("^{LINKER_VERSION}"), "--features", &format!("llvm-{LLVM_MAJOR}")])
         .arg("--root")
         .arg(&workspace.tools)
         .env("LLVM_PREFIX", llvm_prefix())
         .env("CARGO_TARGET_DIR", &scratch)
         .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        // Outside the checkout, so that neither its toolchain file nor its cargo configuration is read.
-        .current_dir(&workspace.tools);
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command::run_logged(&mut install, log, |line| progress.latest(line)).with_context(|| {
         format!("building bpf-linker against LLVM {LLVM_MAJOR} (LLVM_PREFIX says where that is)")
     })?;
