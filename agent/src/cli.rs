@@ -13,7 +13,8 @@ use crate::config::{self, Config};
 use crate::control::{self, Answer, AskError, Request};
 use crate::exec::{self, Exec, NOT_STARTED};
 use crate::node::{Node, Place};
-use crate::{doctor, redirection, shipping};
+use crate::redirection::Redirection;
+use crate::{doctor, shipping};
 
 /// Records what agents do to infrastructure: the node agent of Weir.
 #[derive(Parser)]
@@ -143,7 +144,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Detach(file) => {
             let config = Config::load(file.config.as_deref())?;
-            redirection::detach(&config.pins_dir)?;
+            Redirection::detach_abandoned(&config.pins_dir)?;
             println!("detached: governed processes now connect directly and unrecorded");
             Ok(ExitCode::SUCCESS)
         }
@@ -157,7 +158,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Become(args) => {
             if let Err(error) = exec::become_in(&args.cgroup, args.foreground) {
-                eprintln!("weir-agent: cannot join the run's cgroup: {error}");
+                eprintln!("weir-agent: {:#}", anyhow::Error::from(error));
                 return Ok(ExitCode::from(NOT_STARTED));
             }
             Ok(exec::become_command(&args.command, &args.run))

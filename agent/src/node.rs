@@ -1,11 +1,11 @@
 //! One node agent, wired: kernel hooks, listeners, runs, policy, recording. Nothing here decides anything.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::policy::Judge;
 use crate::proxy::accept::Listeners;
 use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
-use crate::redirection::{Cgroup, Redirection, Scope, find_cgroup2_mount};
+use crate::redirection::{Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount};
 use crate::selection::{Runs, runs_dir};
 use crate::{admin, control};
 
@@ -90,16 +90,15 @@ impl Node {
 
         let mount = find_cgroup2_mount()?;
         let scope = Cgroup::create(&place.scope).context("cannot make the scope's cgroup")?;
-        let own = Cgroup::create(&place.own).context("cannot make the node agent's own cgroup")?;
-        own.move_in(std::process::id()).context("cannot move into the node agent's own cgroup")?;
         let redirection = Redirection::attach(&Scope {
             governed: place.scope.clone(),
             own: place.own.clone(),
             pins: place.pins.clone(),
+            otherwise: Otherwise::Undecided,
+            tuples_max: None,
         })
         .context("cannot attach the kernel hooks; `weir-agent doctor` says what this kernel lacks")?;
         let redirection = Arc::new(redirection);
-        redirection.exempt_process(std::process::id())?;
 
         let runs = Runs::adopt(redirection.clone(), config.select.clone(), mount, runs_dir(&place.state))?;
         let key = GrantKey::take().context("a second judge in one process")?;
@@ -154,7 +153,7 @@ impl Node {
     }
 
     /// A fresh cgroup for a run, below `above`.
-    pub(crate) fn make_cgroup(&self, above: &Path) -> io::Result<Cgroup> {
+    pub(crate) fn make_cgroup(&self, above: &Path) -> Result<Cgroup, RedirectionError> {
         Cgroup::create(&above.join(format!("run-{}", RunId::generate())))
     }
 
@@ -182,20 +181,45 @@ impl Node {
             "runs": runs,
             "open_sessions": self.metrics.open.get(),
             "recording": self.recording.status(),
-            "kernel": self.redirection.counters(),
-            "gates": self.redirection.gates(),
+            "kernel": self.kernel_counters(),
+            "gates": self.redirection.gates().iter().map(gate_json).collect::<Vec<_>>(),
         })
+    }
+
+    fn kernel_counters(&self) -> Value {
+        match self.redirection.counters() {
+            Ok(counters) => counters.iter().map(|(name, value)| (name.to_owned(), value.into())).collect(),
+            Err(error) => json!({ "error": error.to_string() }),
+        }
     }
 
     /// Prometheus text.
     pub(crate) fn metrics_text(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("weir_agent");
         self.metrics.register(&mut registry);
-        self.redirection.register_metrics(&mut registry);
+        for (name, value) in self.redirection.counters().iter().flat_map(|counters| counters.iter()) {
+            let counter = Counter::<u64>::default();
+            counter.inc_by(value);
+            registry.register(format!("kernel_{name}"), "Counted by the kernel programs", counter);
+        }
         self.recording.register_metrics(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
+    }
+}
+
+/// A gate as scripts read it.
+pub(crate) fn gate_json(gate: &Gate) -> Value {
+    json!({ "name": gate.name, "state": gate_state(&gate.state) })
+}
+
+/// A gate's state in one line.
+pub(crate) fn gate_state(state: &GateState) -> String {
+    match state {
+        GateState::Holds => "holds".to_owned(),
+        GateState::NotOnThisKernel(why) => format!("not on this kernel: {why}"),
+        GateState::Weakened(by) => format!("weakened: {by}"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! other lacks. Each module is one ritual or one thing that several of them stand on.
 
 mod command;
+mod demo;
 mod ebpf;
 mod host;
 mod lint;
@@ -42,6 +43,17 @@ enum Task {
         setup: SetupFlags,
         /// Run only the tests whose name contains this, and no lints
         filter: Option<String>,
+    },
+    /// Show the main job: psql, governed, against a real PostgreSQL; then what was recorded of it
+    Demo {
+        #[command(flatten)]
+        install: InstallFlags,
+        /// Print the result as one JSON object on the last line
+        #[arg(long)]
+        json: bool,
+        /// Leave everything running and say how to look around
+        #[arg(long)]
+        keep: bool,
     },
     /// Formatting, clippy with warnings denied, and tidy
     Lint,
@@ -84,6 +96,13 @@ fn run(task: Task) -> anyhow::Result<()> {
             ebpf::build(&workspace, ready.toolchain.as_ref()).map(drop)
         }
         Task::Test { setup, filter } => suite::run(&workspace, &setup.wants(), filter.as_deref()),
+        Task::Demo { install, json, keep } => {
+            let wants = Wants { kernel: true, object: true, skip_packages: install.skip_packages };
+            let flags = [("--json", json), ("--keep", keep)];
+            let arguments: Vec<_> =
+                flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()).collect();
+            demo::run(&workspace, &wants, &arguments)
+        }
         Task::Lint => lint::run(&workspace, ebpf::present(&workspace)),
         Task::Tidy => tidy::run(&workspace),
     }

@@ -21,7 +21,7 @@ use super::Exec;
 use crate::config::Config;
 use crate::node::{Node, Place};
 use crate::recording::Mode;
-use crate::redirection::{Cgroup, current_cgroup, find_cgroup2_mount};
+use crate::redirection::{Cgroup, RedirectionError};
 use crate::selection::NewRun;
 
 /// How often a run whose command has ended is looked at for processes that go on.
@@ -142,8 +142,17 @@ fn exit_code(status: std::process::ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
+/// The command's process could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BecomeError {
+    #[error("cannot join the run's cgroup")]
+    Cgroup(#[from] RedirectionError),
+    #[error("cannot take the terminal")]
+    Terminal(#[from] nix::Error),
+}
+
 /// The child's part: joins the run's cgroup, takes the terminal, becomes the command.
-pub(crate) fn become_in(cgroup: &Path, foreground: bool) -> io::Result<()> {
+pub(crate) fn become_in(cgroup: &Path, foreground: bool) -> Result<(), BecomeError> {
     Cgroup::open(cgroup)?.move_in(std::process::id())?;
     if foreground {
         // A background process that takes the terminal is sent SIGTTOU, unless it blocks it.
@@ -188,8 +197,7 @@ struct Cgroups {
 
 impl Cgroups {
     fn make() -> anyhow::Result<Self> {
-        let mount = find_cgroup2_mount()?;
-        let before = mount.join(current_cgroup()?.trim_start_matches('/'));
+        let before = Cgroup::own_current()?.path().to_owned();
         let base = before.join(format!("weir-{}", std::process::id()));
         Cgroup::create(&base).with_context(|| format!("cannot make the cgroup {}", base.display()))?;
         let agent = Cgroup::create(&base.join("agent"))?;

@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 
 use crate::control::{self, Answer, AskError, ExecRequest, Request};
 
-pub(crate) use alone::supervise;
+pub(crate) use alone::{become_in, supervise};
 
 /// The run could not be set up: the command was not started.
 pub(crate) const NOT_STARTED: u8 = 125;

@@ -23,7 +23,9 @@ pub(crate) async fn dial(flow: &Flow) -> io::Result<TcpStream> {
     if let Some(device) = &flow.bound_device_name() {
         socket.bind_device(Some(device.as_bytes()))?;
     }
-    if let Some(source) = flow.bound_source {
+    if let Some(source) = flow.bound_source
+        && !source.ip().is_unspecified()
+    {
         // The port is taken by the client's own socket: the kernel chooses another.
         socket.bind(SocketAddr::new(source.ip(), 0))?;
     }

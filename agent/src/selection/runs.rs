@@ -199,6 +199,6 @@ impl Runs {
 }
 
 /// Where the runs of a node agent are kept.
-pub(crate) fn dir_in(state: &Path) -> PathBuf {
+pub(crate) fn runs_dir(state: &Path) -> PathBuf {
     state.join("runs")
 }

@@ -1,0 +1,120 @@
+//! A real PostgreSQL of its own: scratch cluster, free port, password login, every statement in its own log.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+use crate::Site;
+use crate::process::{Server, free_port, run};
+
+/// Planted: must never be found in anything that Weir keeps.
+pub const PASSWORD: &str = "weir-planted-Pa55word";
+
+pub struct Postgres {
+    server: Option<Server>,
+    dir: PathBuf,
+    pub port: u16,
+}
+
+impl Postgres {
+    pub fn start(site: &Site, name: &str) -> anyhow::Result<Self> {
+        let user = nix::unistd::User::from_name("postgres")?.context("no user postgres: `cargo xtask setup`")?;
+        let dir = site.folder(name)?;
+        chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        let data = dir.join("data");
+        let password_file = dir.join("password");
+        fs::write(&password_file, PASSWORD)?;
+        fs::set_permissions(&password_file, fs::Permissions::from_mode(0o644))?;
+        let bin = bin_dir()?;
+        run(as_postgres(&bin.join("initdb"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--pwfile"])
+            .arg(&password_file)
+            .current_dir(&dir))?;
+        let port = free_port()?;
+        fs::write(
+            data.join("postgresql.auto.conf"),
+            format!(
+                "listen_addresses = '127.0.0.1,::1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n\
+                 max_connections = 200\nlog_statement = 'all'\nlog_line_prefix = '%m [%p] '\nshared_buffers = '32MB'\n",
+                dir.display()
+            ),
+        )?;
+        let mut server = Server::start(
+            "postgres",
+            as_postgres(&bin.join("postgres")).arg("-D").arg(&data).current_dir(&dir),
+            &dir.join("log"),
+        )?;
+        let log = dir.join("log");
+        server.wait_until("PostgreSQL accepts connections", || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("ready to accept connections"))
+        })?;
+        Ok(Self { server: Some(server), dir, port })
+    }
+
+    /// What a client needs in its environment to reach it by its own address.
+    pub fn environment(&self) -> [(&'static str, String); 6] {
+        [
+            ("PGHOST", "127.0.0.1".into()),
+            ("PGPORT", self.port.to_string()),
+            ("PGUSER", "postgres".into()),
+            ("PGPASSWORD", PASSWORD.into()),
+            ("PGDATABASE", "postgres".into()),
+            ("PGSSLMODE", "disable".into()),
+        ]
+    }
+
+    /// A client of this server, not governed.
+    pub fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.envs(self.environment());
+        command
+    }
+
+    pub fn sql(&self, sql: &str) -> anyhow::Result<String> {
+        run(self.client("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]))
+    }
+
+    /// The server's own log: the truth about what was executed.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn release(mut self) -> Option<u32> {
+        self.server.take().map(Server::release)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take()
+            && let Err(error) = server.stop(Signal::SIGINT)
+        {
+            eprintln!("postgres: {error:#}");
+        }
+    }
+}
+
+fn as_postgres(program: &Path) -> Command {
+    // The server refuses to run as root.
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+/// Debian keeps the server's programs out of PATH, by version.
+fn bin_dir() -> anyhow::Result<PathBuf> {
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .context("no PostgreSQL server: `cargo xtask setup`")?
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .filter(|bin| bin.join("initdb").exists())
+        .collect();
+    versions.sort();
+    versions.pop().context("no PostgreSQL server: `cargo xtask setup`")
+}
