@@ -109,9 +109,17 @@ fn ensure_linker(
     if toolchain::linker_works(workspace) {
         return Ok((true, "bpf-linker is there".to_owned()));
     }
-    let pointless = compiler.is_none() || !toolchain::llvm_present();
-    if pointless && !wants.object {
+    let llvm = toolchain::llvm_prefix();
+    let llvm_present = llvm.join("include/llvm-c").exists();
+    if !wants.object && (compiler.is_none() || !llvm_present) {
         return Ok((false, "none".to_owned()));
+    }
+    if !llvm_present {
+        bail!(
+            "no LLVM to build bpf-linker with at {}.\n  Install {}, or name its place in LLVM_PREFIX",
+            llvm.display(),
+            packages::named(&[Use::Linker]).join(" ")
+        );
     }
     toolchain::install_linker(workspace, &workspace.log("bpf-linker"), progress)?;
     if !toolchain::linker_works(workspace) {

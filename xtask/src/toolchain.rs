@@ -109,11 +109,6 @@ pub(crate) fn linker_works(workspace: &Workspace) -> bool {
     version.is_ok_and(|text| text.starts_with(&format!("bpf-linker {LINKER_VERSION}.")))
 }
 
-/// Whether there is an LLVM to build the linker against.
-pub(crate) fn llvm_present() -> bool {
-    llvm_prefix().join("include/llvm-c").exists() || llvm_prefix().join("bin/llvm-config").exists()
-}
-
 /// Builds the linker into the tool cache. Minutes, once per machine.
 pub(crate) fn install_linker(workspace: &Workspace, log: &Path, progress: &Progress) -> anyhow::Result<()> {
     let scratch = workspace.tools.join("build");
@@ -128,13 +123,13 @@ pub(crate) fn install_linker(workspace: &Workspace, log: &Path, progress: &Progr
         .env("CARGO_TARGET_DIR", &scratch)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    command::run_logged(&mut install, log, |line| progress.latest(line)).with_context(|| {
-        format!("building bpf-linker against LLVM {LLVM_MAJOR} (LLVM_PREFIX says where that is)")
-    })?;
+    command::run_logged(&mut install, log, |line| progress.latest(line))
+        .with_context(|| format!("building bpf-linker against LLVM {LLVM_MAJOR}"))?;
     fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))
 }
 
-fn llvm_prefix() -> PathBuf {
+/// Where the linker's LLVM is.
+pub(crate) fn llvm_prefix() -> PathBuf {
     std::env::var_os("LLVM_PREFIX")
         .map_or_else(|| PathBuf::from(format!("/usr/lib/llvm-{LLVM_MAJOR}")), PathBuf::from)
 }
