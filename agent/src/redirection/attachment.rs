@@ -13,7 +13,9 @@ use weir_proto::RunId;
 use super::flow::{run_id, run_words};
 use super::object::{Accepted, Object, Tables};
 use super::pins::{self, Pins};
-use super::{Cgroup, Counters, Flow, Gate, ProcessStart, RedirectionError, Who, gate, kernel_types, links, sys};
+use super::{
+    Cgroup, Counters, Flow, Gate, ProcessStart, RedirectionError, Who, gate, kernel_types, links, sys,
+};
 
 /// Where the programs are attached and where they stay.
 #[derive(Clone, Debug)]
@@ -79,7 +81,8 @@ impl Redirection {
         let socket = |doing| move |source| RedirectionError::Socket { doing, source };
         let v4_port = listening_port(v4, "127.0.0.1")?;
         let v6_port = v6.map_or(Ok(0), |v6| listening_port(v6, "::1"))?;
-        let netns = sys::netns_cookie(v4.as_fd()).map_err(socket("ask for a listener's network namespace"))?;
+        let netns =
+            sys::netns_cookie(v4.as_fd()).map_err(socket("ask for a listener's network namespace"))?;
         let mut tables = self.tables();
         for listener in [Some(v4), v6].into_iter().flatten() {
             tables
@@ -88,7 +91,10 @@ impl Redirection {
                 .map_err(RedirectionError::table("mark a listener as the agent's"))?;
         }
         let entrance = Entrance { generation: self.generation, v4_port, v6_port, reserved: 0 };
-        tables.entrances.insert(netns, entrance, 0).map_err(RedirectionError::table("publish the agent's ports"))
+        tables
+            .entrances
+            .insert(netns, entrance, 0)
+            .map_err(RedirectionError::table("publish the agent's ports"))
     }
 
     /// Refuses governed connects from now on; what is accepted already goes on.
@@ -114,7 +120,10 @@ impl Redirection {
 
     /// Puts everything in and below a cgroup into a run.
     pub(crate) fn govern_cgroup(&self, cgroup_id: u64, run: RunId) -> Result<(), RedirectionError> {
-        self.decide_cgroup(cgroup_id, Membership { run: run_words(run), who: Who::Governed as u8, reserved: [0; 7] })
+        self.decide_cgroup(
+            cgroup_id,
+            Membership { run: run_words(run), who: Who::Governed as u8, reserved: [0; 7] },
+        )
     }
 
     /// Leaves everything in and below a cgroup alone.
@@ -123,7 +132,8 @@ impl Redirection {
     }
 
     pub(crate) fn forget_cgroup(&self, cgroup_id: u64) -> Result<(), RedirectionError> {
-        ignore_missing(self.tables().cgroups.remove(&cgroup_id)).map_err(RedirectionError::table("forget a cgroup"))
+        ignore_missing(self.tables().cgroups.remove(&cgroup_id))
+            .map_err(RedirectionError::table("forget a cgroup"))
     }
 
     /// Puts a process into a run, and every process it starts from now on. Children it has already are not found; do this
@@ -158,7 +168,8 @@ impl Redirection {
         let tables = self.tables();
         let mut sums = [0_u64; Counter::COUNT];
         for (index, sum) in sums.iter_mut().enumerate() {
-            let per_cpu = tables.counters.get(&(index as u32), 0).map_err(RedirectionError::table("read a counter"))?;
+            let per_cpu =
+                tables.counters.get(&(index as u32), 0).map_err(RedirectionError::table("read a counter"))?;
             *sum = per_cpu.iter().fold(0, |sum, value| sum.wrapping_add(*value));
         }
         Ok(Counters::new(sums))
@@ -184,11 +195,17 @@ impl Redirection {
             Otherwise::Exempt => Who::Exempt,
         };
         let settings = Settings { otherwise: who as u8, reserved: [0; 7] };
-        self.tables().settings.set(0, settings, 0).map_err(RedirectionError::table("set what holds for undecided processes"))
+        self.tables()
+            .settings
+            .set(0, settings, 0)
+            .map_err(RedirectionError::table("set what holds for undecided processes"))
     }
 
     fn decide_cgroup(&self, cgroup_id: u64, membership: Membership) -> Result<(), RedirectionError> {
-        self.tables().cgroups.insert(cgroup_id, membership, 0).map_err(RedirectionError::table("decide about a cgroup"))
+        self.tables()
+            .cgroups
+            .insert(cgroup_id, membership, 0)
+            .map_err(RedirectionError::table("decide about a cgroup"))
     }
 
     fn decide_process(&self, pid: u32, who: Who, run: [u64; 2]) -> Result<(), RedirectionError> {
@@ -208,6 +225,22 @@ impl Redirection {
     fn tables(&self) -> MutexGuard<'_, Tables> {
         // The kernel's tables are whole whatever happened to the thread that held them.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What only the tests look at.
+#[cfg(all(test, feature = "kernel-tests"))]
+impl Redirection {
+    pub(super) fn tuples_waiting(&self) -> usize {
+        self.tables().tuples.keys().count()
+    }
+
+    pub(super) fn processes_known(&self) -> usize {
+        self.tables().processes.keys().count()
+    }
+
+    pub(super) fn remember_process(&self, pid: u32, entry: ProcessEntry) {
+        self.tables().processes.insert(pid, entry, 0).unwrap();
     }
 }
 

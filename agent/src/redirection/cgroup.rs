@@ -16,7 +16,10 @@ const REMOVE_ATTEMPTS: u32 = 200;
 
 /// Where cgroup2 is mounted. Hybrid hosts have it beside version 1, in `unified`.
 pub(crate) fn find_cgroup2_mount() -> Result<PathBuf, RedirectionError> {
-    fs::read("/proc/self/mountinfo").ok().and_then(|text| parse_mountinfo(&text)).ok_or(RedirectionError::NoCgroup2)
+    fs::read("/proc/self/mountinfo")
+        .ok()
+        .and_then(|text| parse_mountinfo(&text))
+        .ok_or(RedirectionError::NoCgroup2)
 }
 
 /// One cgroup, by path and open directory.
@@ -50,8 +53,10 @@ impl Cgroup {
     /// The one this process is in.
     pub(crate) fn own_current() -> Result<Self, RedirectionError> {
         let mount = find_cgroup2_mount()?;
-        let text = fs::read_to_string("/proc/self/cgroup").map_err(failed("look up", Path::new("/proc/self/cgroup")))?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(RedirectionError::NoCgroup2)?;
+        let text = fs::read_to_string("/proc/self/cgroup")
+            .map_err(failed("look up", Path::new("/proc/self/cgroup")))?;
+        let path =
+            text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(RedirectionError::NoCgroup2)?;
         Self::open(&mount.join(path))
     }
 
@@ -66,12 +71,14 @@ impl Cgroup {
 
     /// Moves a process with all its threads; 0 is the caller's own.
     pub(crate) fn move_in(&self, pid: u32) -> Result<(), RedirectionError> {
-        fs::write(self.path.join("cgroup.procs"), pid.to_string()).map_err(failed("move a process into", &self.path))
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+            .map_err(failed("move a process into", &self.path))
     }
 
     /// Whether any process is in it or below it.
     pub(crate) fn populated(&self) -> Result<bool, RedirectionError> {
-        let events = fs::read_to_string(self.path.join("cgroup.events")).map_err(failed("read the state of", &self.path))?;
+        let events = fs::read_to_string(self.path.join("cgroup.events"))
+            .map_err(failed("read the state of", &self.path))?;
         Ok(events.lines().any(|line| line == "populated 1"))
     }
 
@@ -89,7 +96,9 @@ impl Cgroup {
                     attempts += 1;
                     std::thread::sleep(REMOVE_PAUSE);
                 }
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &self.path)(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &self.path)(error));
+                }
                 _ => return Ok(()),
             }
         }

@@ -8,7 +8,9 @@ use aya::programs::ProgramError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RedirectionError {
-    #[error("this weir-agent was built without its eBPF object; build it with `cargo xtask ebpf`, then build the agent again")]
+    #[error(
+        "this weir-agent was built without its eBPF object; build it with `cargo xtask ebpf`, then build the agent again"
+    )]
     NoObject,
     #[error("cannot read the kernel's type information at {}; the kernel needs CONFIG_DEBUG_INFO_BTF=y", path.display())]
     NoTypes { path: PathBuf, source: io::Error },

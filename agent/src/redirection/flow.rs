@@ -49,8 +49,10 @@ impl Flow {
         if record.abi != ABI {
             return Err(RedirectionError::Record { what: "another layout" });
         }
-        let form = Form::from_byte(record.form).ok_or(RedirectionError::Record { what: "unknown address form" })?;
-        let who = Who::from_byte(record.who).ok_or(RedirectionError::Record { what: "unknown state of a process" })?;
+        let form =
+            Form::from_byte(record.form).ok_or(RedirectionError::Record { what: "unknown address form" })?;
+        let who = Who::from_byte(record.who)
+            .ok_or(RedirectionError::Record { what: "unknown state of a process" })?;
         let source_bound = record.flags & flags::SOURCE_BOUND != 0;
         let comm = record.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(Self {
@@ -76,7 +78,8 @@ impl Flow {
 
     /// Whether the process of this flow still runs: then /proc tells about it and not about a later one with its pid.
     pub(crate) fn still_runs(&self) -> bool {
-        ProcessStart::from_boottime_ns(self.start_time_ns).is_some_and(|start| ProcessStart::of(self.pid) == Some(start))
+        ProcessStart::from_boottime_ns(self.start_time_ns)
+            .is_some_and(|start| ProcessStart::of(self.pid) == Some(start))
     }
 
     /// Name of the interface the socket was bound to; `None` also if it is gone, or is of another network namespace.
@@ -128,8 +131,14 @@ mod tests {
     }
 
     fn record() -> FlowRecord {
-        let tuple =
-            TupleKey { netns_cookie: 1, local: [0; 4], remote: [0; 4], local_port: 0, remote_port: 0, reserved: 0 };
+        let tuple = TupleKey {
+            netns_cookie: 1,
+            local: [0; 4],
+            remote: [0; 4],
+            local_port: 0,
+            remote_port: 0,
+            reserved: 0,
+        };
         FlowRecord {
             abi: ABI,
             who: Who::Governed as u8,

@@ -65,7 +65,9 @@ fn process_start() -> GateState {
         ("/proc/self/ns/time", HOST_TIME_NAMESPACE, "time"),
     ] {
         // A kernel without time namespaces has no such file, and nothing to differ.
-        if Path::new(namespace).exists() && fs::metadata(namespace).map(|found| found.ino()).ok() != Some(host) {
+        if Path::new(namespace).exists()
+            && fs::metadata(namespace).map(|found| found.ino()).ok() != Some(host)
+        {
             return GateState::Weakened(format!(
                 "the agent is not in the host's {tells} namespace: process rules match nothing; run it there"
             ));
@@ -80,9 +82,9 @@ fn process_start() -> GateState {
 /// An MPTCP connection is made by an inner socket, which is the one that the connect hook sees and remembers.
 fn getpeername_mptcp() -> GateState {
     match fs::read_to_string("/proc/sys/net/mptcp/enabled") {
-        Ok(enabled) if enabled.trim() != "0" => {
-            GateState::Weakened("redirected and recorded, but getpeername of an MPTCP socket tells the proxy's address".into())
-        }
+        Ok(enabled) if enabled.trim() != "0" => GateState::Weakened(
+            "redirected and recorded, but getpeername of an MPTCP socket tells the proxy's address".into(),
+        ),
         _ => GateState::NotOnThisKernel("MPTCP is not built in, or off".into()),
     }
 }

@@ -19,7 +19,8 @@ const UNION: u32 = 5;
 
 pub(super) fn task_offsets() -> Result<TaskOffsets, RedirectionError> {
     let path = Path::new(VMLINUX);
-    let bytes = std::fs::read(path).map_err(|source| RedirectionError::NoTypes { path: path.into(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| RedirectionError::NoTypes { path: path.into(), source })?;
     KernelTypes::parse(&bytes)?.task_offsets()
 }
 
@@ -73,7 +74,9 @@ impl<'a> KernelTypes<'a> {
 
     fn structure(&self, name: &str) -> Result<usize, RedirectionError> {
         for &at in &self.types {
-            if kind(u32_at(self.bytes, at + 4)?) == STRUCT && self.name(u32_at(self.bytes, at)?) == name.as_bytes() {
+            if kind(u32_at(self.bytes, at + 4)?) == STRUCT
+                && self.name(u32_at(self.bytes, at)?) == name.as_bytes()
+            {
                 return Ok(at);
             }
         }
@@ -93,7 +96,11 @@ impl<'a> KernelTypes<'a> {
             // With the flag set, the upper byte is the width of a bit field.
             let bits = u32_at(self.bytes, member + 8)? & if info >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
             if member_name == name {
-                return if bits.is_multiple_of(8) { Ok(Some(bits / 8)) } else { Err(bad("a bit field".into())) };
+                return if bits.is_multiple_of(8) {
+                    Ok(Some(bits / 8))
+                } else {
+                    Err(bad("a bit field".into()))
+                };
             }
             if member_name.is_empty()
                 && depth > 0
@@ -107,7 +114,9 @@ impl<'a> KernelTypes<'a> {
     }
 
     fn structure_by_id(&self, id: u32) -> Result<Option<usize>, RedirectionError> {
-        let Some(&at) = (id as usize).checked_sub(1).and_then(|index| self.types.get(index)) else { return Ok(None) };
+        let Some(&at) = (id as usize).checked_sub(1).and_then(|index| self.types.get(index)) else {
+            return Ok(None);
+        };
         let found = kind(u32_at(self.bytes, at + 4)?);
         Ok((found == STRUCT || found == UNION).then_some(at))
     }
@@ -123,12 +132,12 @@ fn type_bytes(info: u32) -> Result<usize, RedirectionError> {
     let count = (info & 0xffff) as usize;
     Ok(12
         + match kind(info) {
-            1 | 14 | 17 => 4,            // int, variable, declaration tag
-            3 => 12,                     // array
+            1 | 14 | 17 => 4, // int, variable, declaration tag
+            3 => 12,          // array
             STRUCT | UNION => 12 * count,
-            6 | 13 => 8 * count,         // enum, function prototype
-            15 | 19 => 12 * count,       // data section, 64-bit enum
-            2 | 7..=12 | 16 | 18 => 0,   // pointer, forward, typedef, qualifiers, function, float, type tag
+            6 | 13 => 8 * count,       // enum, function prototype
+            15 | 19 => 12 * count,     // data section, 64-bit enum
+            2 | 7..=12 | 16 | 18 => 0, // pointer, forward, typedef, qualifiers, function, float, type tag
             other => return Err(bad(format!("type kind {other}"))),
         })
 }
@@ -138,11 +147,19 @@ fn kind(info: u32) -> u32 {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Result<u16, RedirectionError> {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|chunk| u16::from_ne_bytes(*chunk)).ok_or_else(short)
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|chunk| u16::from_ne_bytes(*chunk))
+        .ok_or_else(short)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32, RedirectionError> {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|chunk| u32::from_ne_bytes(*chunk)).ok_or_else(short)
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|chunk| u32::from_ne_bytes(*chunk))
+        .ok_or_else(short)
 }
 
 fn short() -> RedirectionError {
@@ -162,9 +179,25 @@ mod tests {
     fn sample() -> Vec<u8> {
         let names = b"\0u32\0task_struct\0flags\0tgid\0";
         let types: Vec<u32> = vec![
-            1, 1 << 24, 4, 32, // [1] int u32
-            0, (4 << 24) | 1, 4, 23, 1, 0, // [2] anonymous struct: tgid at bit 0
-            5, (4 << 24) | 2, 8, 17, 1, 0, 0, 2, 32, // [3] task_struct: flags at bit 0, [2] at bit 32
+            1,
+            1 << 24,
+            4,
+            32, // [1] int u32
+            0,
+            (4 << 24) | 1,
+            4,
+            23,
+            1,
+            0, // [2] anonymous struct: tgid at bit 0
+            5,
+            (4 << 24) | 2,
+            8,
+            17,
+            1,
+            0,
+            0,
+            2,
+            32, // [3] task_struct: flags at bit 0, [2] at bit 32
         ];
         let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
         let mut bytes = super::MAGIC.to_ne_bytes().to_vec();

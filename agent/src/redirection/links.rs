@@ -44,7 +44,12 @@ pub(super) const ALL: [Link; 8] = [
 
 /// Attaches all. What was adopted stays when a later one fails, what was made by this call is taken back: a failed first
 /// start leaves no host that refuses connections, a failed restart none that lets them pass.
-pub(super) fn attach_all(object: &Object, pins: &Pins, scope: &Cgroup, own: &Cgroup) -> Result<(), RedirectionError> {
+pub(super) fn attach_all(
+    object: &Object,
+    pins: &Pins,
+    scope: &Cgroup,
+    own: &Cgroup,
+) -> Result<(), RedirectionError> {
     let mut made = Vec::new();
     for link in &ALL {
         match link.attach(object, pins, scope, own) {
@@ -65,7 +70,13 @@ enum Origin {
 }
 
 impl Link {
-    fn attach(&self, object: &Object, pins: &Pins, scope: &Cgroup, own: &Cgroup) -> Result<Origin, RedirectionError> {
+    fn attach(
+        &self,
+        object: &Object,
+        pins: &Pins,
+        scope: &Cgroup,
+        own: &Cgroup,
+    ) -> Result<Origin, RedirectionError> {
         let program = object.program(self.program)?;
         let program = program.as_fd();
         let pin = pins.link(self.program);

@@ -10,7 +10,10 @@
 //! Hooks against bypass (datagrams, raw sockets, egress) and further network namespaces come as programs and entrances of
 //! their own; nothing here knows how many there are.
 
-#![allow(dead_code, reason = "part of the surface has its callers in later stories: gates in doctor, detach on command")]
+#![allow(
+    dead_code,
+    reason = "part of the surface has its callers in later stories: gates in doctor, detach on command"
+)]
 
 mod attachment;
 mod cgroup;

@@ -3,7 +3,7 @@
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
-use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TaskOffsets};
+use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TaskOffsets, TupleKey};
 
 use super::RedirectionError;
 use super::pins::Pins;
@@ -25,6 +25,7 @@ pub(super) type Accepted = SkStorage<MapData, FlowRecord>;
 /// Every table that user space fills, or reads now and then.
 pub(super) struct Tables {
     pub(super) listeners: SkStorage<MapData, u64>,
+    pub(super) tuples: HashMap<MapData, TupleKey, FlowRecord>,
     pub(super) processes: HashMap<MapData, u32, ProcessEntry>,
     pub(super) cgroups: HashMap<MapData, u64, Membership>,
     pub(super) entrances: HashMap<MapData, u64, Entrance>,
@@ -34,7 +35,11 @@ pub(super) struct Tables {
 
 impl Object {
     /// `tuples_max` makes the table of connections under way smaller than it is built; only where it does not exist yet.
-    pub(super) fn load(pins: &Pins, offsets: TaskOffsets, tuples_max: Option<u32>) -> Result<Self, RedirectionError> {
+    pub(super) fn load(
+        pins: &Pins,
+        offsets: TaskOffsets,
+        tuples_max: Option<u32>,
+    ) -> Result<Self, RedirectionError> {
         if OBJECT.is_empty() {
             return Err(RedirectionError::NoObject);
         }
@@ -53,7 +58,11 @@ impl Object {
         for (name, program) in ebpf.programs_mut() {
             load_program(program).map_err(|source| RedirectionError::Program {
                 // The names of the object's programs are ours: see `links::ALL`.
-                program: super::links::ALL.iter().map(|link| link.program).find(|known| *known == name).unwrap_or("?"),
+                program: super::links::ALL
+                    .iter()
+                    .map(|link| link.program)
+                    .find(|known| *known == name)
+                    .unwrap_or("?"),
                 source: Box::new(source),
             })?;
         }
@@ -68,6 +77,7 @@ impl Object {
     pub(super) fn tables(&mut self) -> Result<(Tables, Accepted), RedirectionError> {
         let tables = Tables {
             listeners: self.take("LISTENERS")?,
+            tuples: self.take("TUPLES")?,
             processes: self.take("PROCESSES")?,
             cgroups: self.take("CGROUPS")?,
             entrances: self.take("ENTRANCES")?,

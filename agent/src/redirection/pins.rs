@@ -25,6 +25,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Shared by all agents of the host.
 const SHARED: &str = "/sys/fs/bpf/weir";
 
+const LINKS: &str = "links";
+/// The version follows.
+const MAPS: &str = "maps-v";
+
 /// The pins of one agent, locked against another one with the same.
 pub(super) struct Pins {
     root: PathBuf,
@@ -69,11 +73,11 @@ impl Pins {
     }
 
     fn links(&self) -> PathBuf {
-        self.root.join("links")
+        self.root.join(LINKS)
     }
 
     fn maps(&self) -> PathBuf {
-        self.root.join(format!("maps-v{ABI}"))
+        self.root.join(format!("{MAPS}{ABI}"))
     }
 }
 
@@ -92,16 +96,32 @@ pub(super) fn remove_abandoned(root: &Path) -> Result<(), RedirectionError> {
 /// Links before maps: no program is left that could miss one. Redirecting ends before what it relies on.
 fn remove(root: &Path) -> Result<(), RedirectionError> {
     let mut directories: Vec<PathBuf> = entries(root)?;
-    directories.sort_by_key(|path| !path.ends_with("links"));
+    directories.retain(|path| is_links(path) || is_maps(path));
+    directories.sort_by_key(|path| !is_links(path));
     for directory in directories {
         let mut files = entries(&directory)?;
-        files.sort_by_key(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"weir_connect")));
+        files.sort_by_key(|path| {
+            !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"weir_connect"))
+        });
         for file in files {
             fs::remove_file(&file).map_err(failed("remove", &file))?;
         }
         fs::remove_dir(&directory).map_err(failed("remove", &directory))?;
     }
-    fs::remove_dir(root).map_err(failed("remove", root))
+    match fs::remove_dir(root) {
+        // Another agent's pins are below ours.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed.map_err(failed("remove", root)),
+    }
+}
+
+fn is_links(path: &Path) -> bool {
+    path.ends_with(LINKS)
+}
+
+/// Of any version.
+fn is_maps(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(MAPS.as_bytes()))
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, RedirectionError> {
@@ -114,8 +134,18 @@ fn ensure_bpffs() -> Result<(), RedirectionError> {
     if is_bpffs(at) {
         return Ok(());
     }
-    mount(Some("bpffs"), at, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
-        .map_err(|errno| RedirectionError::Mount { what: "the bpf file system", at: at.into(), source: errno.into() })
+    mount(
+        Some("bpffs"),
+        at,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|errno| RedirectionError::Mount {
+        what: "the bpf file system",
+        at: at.into(),
+        source: errno.into(),
+    })
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -82,7 +82,11 @@ pub(super) struct LinkInfo {
 }
 
 /// Attaches a program to a cgroup, beside any others there.
-pub(super) fn link_create(program: BorrowedFd<'_>, target: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let attributes =
         LinkCreate { prog_fd: number(program), target_fd: number(target), attach_type, flags: 0 };
     descriptor(bpf(LINK_CREATE, &attributes)?)
@@ -95,7 +99,8 @@ pub(super) fn raw_tracepoint_open(program: BorrowedFd<'_>, name: &CStr) -> io::R
 
 /// Puts another program under a link: one pointer is swapped, so there is no moment with none or with both.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = LinkUpdate { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
+    let attributes =
+        LinkUpdate { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
     bpf(LINK_UPDATE, &attributes).map(drop)
 }
 
@@ -138,7 +143,8 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 
 fn bpf<A: Attributes>(command: libc::c_long, attributes: &A) -> io::Result<libc::c_long> {
     // SAFETY: the trait promises that these are valid leading attributes; the length is theirs.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
