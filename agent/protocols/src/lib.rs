@@ -11,6 +11,7 @@
 //! * [`kind`]: the list of protocols
 //! * [`detect`]: who speaks first, and what
 //! * [`opaque`], [`postgres`]: the conversations
+//! * [`reader`]: bytes into frames, for every protocol that has some
 //! * [`view`]: rendering of recorded bytes for people
 
 pub mod detect;
@@ -20,6 +21,7 @@ pub mod note;
 pub mod opaque;
 pub mod operation;
 pub mod postgres;
+pub mod reader;
 pub mod seam;
 pub mod verdict;
 pub mod view;

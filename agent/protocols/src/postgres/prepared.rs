@@ -1,0 +1,265 @@
+//! Prepared statements and portals by name, as the server has them.
+//!
+//! A definition counts when the server confirmed it. Until then it is pending, and only what follows it in the same batch
+//! (up to the next Sync) may rely on it: if it fails, the server skips what follows, too. In a later batch, a name that
+//! has both a pending definition and another one is [`Found::Unsure`]: what it means is known when the server has
+//! answered, so the request waits. Otherwise a client could have policy asked about one text and the server run another.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use super::exchange::Column;
+use crate::mask::Masked;
+use crate::note::ValueRecord;
+use crate::seam::ExchangeId;
+
+/// Names in one table. More are not remembered: their Execute is asked as `oversized`, without text.
+pub(crate) const NAMES_MAX: usize = 16 * 1024;
+/// What the texts of one session's statements may take, bytes. Beyond it a text is not kept, and its Execute is asked
+/// as `oversized`.
+pub(crate) const TEXTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest name kept, bytes; PostgreSQL's own names end at 63.
+const NAME_BYTES_MAX: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(crate) struct Statement {
+    pub defined_by: Option<ExchangeId>,
+    pub text: Bytes,
+    pub shown: Masked,
+    pub shown_truncated: bool,
+    pub oversized: bool,
+    /// `None`: there was no room for its text.
+    #[expect(dead_code, reason = "held for its Drop")]
+    pub kept: Option<Kept>,
+    /// As Parse declared them, 0 where it did not.
+    pub declared: Vec<u32>,
+    /// As Describe told them.
+    pub types: OnceLock<Vec<u32>>,
+    pub columns: OnceLock<Arc<[Column]>>,
+}
+
+impl Statement {
+    pub(crate) fn type_of(&self, parameter: usize) -> u32 {
+        let told = self.types.get().and_then(|types| types.get(parameter));
+        told.or_else(|| self.declared.get(parameter)).copied().unwrap_or(0)
+    }
+}
+
+/// The budget of [`TEXTS_BYTES_MAX`].
+#[derive(Debug, Default)]
+pub(crate) struct TextsKept(Arc<AtomicUsize>);
+
+/// A text's share of the budget, given back when the last user of the statement is gone.
+#[derive(Debug)]
+pub(crate) struct Kept(Arc<AtomicUsize>, usize);
+
+impl TextsKept {
+    /// `None` when there is no room.
+    pub(crate) fn add(&self, bytes: usize) -> Option<Kept> {
+        let kept = self.0.load(Ordering::Relaxed);
+        if kept.saturating_add(bytes) > TEXTS_BYTES_MAX {
+            return None;
+        }
+        self.0.store(kept + bytes, Ordering::Relaxed);
+        Some(Kept(self.0.clone(), bytes))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Portal {
+    /// `None` when it was not made by a Parse that was seen: `PREPARE` as SQL makes such ones.
+    pub statement: Option<Arc<Statement>>,
+    pub forgotten: bool,
+    pub parameters: Vec<ValueRecord>,
+    pub result_formats: Vec<i16>,
+    pub columns: OnceLock<Arc<[Column]>>,
+}
+
+impl Portal {
+    /// One code holds for all columns, none means text ("Bind").
+    pub(crate) fn result_format(&self, column: usize) -> i16 {
+        match self.result_formats.as_slice() {
+            [] => 0,
+            [all] => *all,
+            each => each.get(column).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// Names of one kind. `V` is shared with the requests that use it.
+#[derive(Debug)]
+pub(crate) struct Table<V> {
+    slots: HashMap<Bytes, Slot<V>>,
+    next: u64,
+    /// A name was not remembered: an unknown one may be it.
+    overflowed: bool,
+}
+
+#[derive(Debug)]
+struct Slot<V> {
+    confirmed: Option<Arc<V>>,
+    pending: VecDeque<Pending<V>>,
+}
+
+#[derive(Debug)]
+struct Pending<V> {
+    change: Change,
+    batch: u64,
+    /// `None` closes the name.
+    to: Option<Arc<V>>,
+}
+
+/// One pending definition or close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change(u64);
+
+#[derive(Debug)]
+pub(crate) enum Found<V> {
+    Known(Arc<V>),
+    Unknown,
+    /// It was there once, and the table was full.
+    Forgotten,
+    /// Wait for the server's answers.
+    Unsure,
+}
+
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self { slots: HashMap::new(), next: 0, overflowed: false }
+    }
+}
+
+impl<V> Table<V> {
+    pub(crate) fn find(&self, name: &[u8], batch: u64) -> Found<V> {
+        let Some(slot) = self.slots.get(key(name)) else { return self.unknown() };
+        let known = |to: &Option<Arc<V>>| to.as_ref().map_or(Found::Unknown, |v| Found::Known(v.clone()));
+        match slot.pending.back() {
+            None => known(&slot.confirmed),
+            Some(last) if last.batch == batch => known(&last.to),
+            Some(last) if slot.pending.len() == 1 && slot.confirmed.is_none() => known(&last.to),
+            Some(_) => Found::Unsure,
+        }
+    }
+
+    fn unknown(&self) -> Found<V> {
+        if self.overflowed { Found::Forgotten } else { Found::Unknown }
+    }
+
+    /// A definition, or with `None` a close, is asked for.
+    pub(crate) fn change(&mut self, name: &[u8], batch: u64, to: Option<Arc<V>>) -> Change {
+        self.next += 1;
+        let change = Change(self.next);
+        let name = key(name);
+        if !self.slots.contains_key(name) {
+            if to.is_none() {
+                return change;
+            }
+            if self.slots.len() >= NAMES_MAX {
+                self.overflowed = true;
+                return change;
+            }
+            let slot = Slot { confirmed: None, pending: VecDeque::new() };
+            self.slots.insert(Bytes::copy_from_slice(name), slot);
+        }
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.pending.push_back(Pending { change, batch, to });
+        }
+        change
+    }
+
+    /// The server did it.
+    pub(crate) fn confirm(&mut self, name: &[u8], change: Change) {
+        self.settle(name, change, |slot, to| slot.confirmed = to);
+    }
+
+    /// It did not happen.
+    pub(crate) fn revoke(&mut self, name: &[u8], change: Change) {
+        self.settle(name, change, |_, _| {});
+    }
+
+    /// What is confirmed is gone: a transaction's end takes portals, `DEALLOCATE ALL` takes statements.
+    pub(crate) fn clear_confirmed(&mut self) {
+        if self.slots.is_empty() {
+            return;
+        }
+        self.slots.retain(|_, slot| {
+            slot.confirmed = None;
+            !slot.pending.is_empty()
+        });
+    }
+
+    fn settle(&mut self, name: &[u8], change: Change, apply: impl FnOnce(&mut Slot<V>, Option<Arc<V>>)) {
+        let name = key(name);
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(place) = slot.pending.iter().position(|pending| pending.change == change) else { return };
+        if let Some(pending) = slot.pending.remove(place) {
+            apply(slot, pending.to);
+        }
+        if slot.pending.is_empty() && slot.confirmed.is_none() {
+            self.slots.remove(name);
+        }
+    }
+}
+
+fn key(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(NAME_BYTES_MAX)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(found: Found<u8>) -> Option<u8> {
+        match found {
+            Found::Known(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_same_batch_relies_on_what_is_pending() {
+        let mut table = Table::default();
+        table.change(b"s", 1, Some(Arc::new(7)));
+        assert_eq!(known(table.find(b"s", 1)), Some(7));
+        assert_eq!(known(table.find(b"s", 2)), Some(7), "nothing else can be meant");
+    }
+
+    #[test]
+    fn a_later_batch_waits_while_two_things_can_be_meant() {
+        let mut table = Table::default();
+        let first = table.change(b"", 1, Some(Arc::new(1)));
+        table.confirm(b"", first);
+        let second = table.change(b"", 2, Some(Arc::new(2)));
+        assert!(matches!(table.find(b"", 3), Found::Unsure));
+        table.revoke(b"", second);
+        assert_eq!(known(table.find(b"", 3)), Some(1), "the server still has the first");
+        let third = table.change(b"", 4, Some(Arc::new(3)));
+        table.confirm(b"", third);
+        assert_eq!(known(table.find(b"", 5)), Some(3));
+    }
+
+    #[test]
+    fn closed_is_unknown_and_forgotten_is_said() {
+        let mut table = Table::default();
+        let made = table.change(b"s", 1, Some(Arc::new(1)));
+        table.confirm(b"s", made);
+        let closed = table.change(b"s", 1, None);
+        assert!(matches!(table.find(b"s", 1), Found::Unknown));
+        table.confirm(b"s", closed);
+        assert!(table.slots.is_empty());
+        for n in 0..=NAMES_MAX {
+            table.change(n.to_string().as_bytes(), 1, Some(Arc::new(1)));
+        }
+        assert_eq!(table.slots.len(), NAMES_MAX);
+        assert!(matches!(table.find(b"never", 1), Found::Forgotten));
+    }
+}

@@ -1,0 +1,506 @@
+//! The head of the line: forwarded when it may, denied with the protocol's own error, or dropped with the batch it is in.
+//!
+//! A denied extended request is answered like a failed one: ErrorResponse, then nothing up to the client's Sync, which the
+//! server answers with the true transaction state. A denied simple query gets ErrorResponse and ReadyForQuery from here. In
+//! both the server's transaction is as it was: a denial does not abort it, because nothing of it ran.
+
+use bytes::Bytes;
+
+use super::exchange::Exchange;
+use super::frame::{self, Fields, HEADER_BYTES};
+use super::prepared::Change;
+use super::request::{self, Described, Request, What};
+use super::{Postgres, error};
+use crate::mask::{Masked, StreamMask, Syntax};
+use crate::note::{Note, Outcome};
+use crate::seam::{Effect, Effects, ExchangeId, Fault, Instant, Side};
+use crate::verdict::{Cleared, Control, Denial, Verdict};
+
+/// A reply that the server, or we, still owe the client. In the order of the requests.
+#[derive(Debug)]
+pub(crate) enum Expected {
+    Query(Box<Exchange>),
+    Call(Box<Exchange>),
+    Parse {
+        exchange: Box<Exchange>,
+        name: Bytes,
+        change: Change,
+    },
+    Execute(Box<Exchange>),
+    Bind {
+        name: Bytes,
+        change: Change,
+    },
+    Describe(Described),
+    CloseStatement {
+        name: Bytes,
+        change: Change,
+    },
+    ClosePortal {
+        name: Bytes,
+        change: Change,
+    },
+    Sync,
+    /// No reply: the place where the client's copy data ended.
+    CopyEnd,
+    /// Ours: an ErrorResponse, and for simple requests ReadyForQuery.
+    Denied {
+        exchange: Box<Exchange>,
+        denial: Denial,
+        ready: bool,
+    },
+}
+
+impl Expected {
+    pub(crate) fn exchange(&self) -> Option<&Exchange> {
+        match self {
+            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
+            Self::Parse { exchange, .. } => Some(exchange),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn exchange_mut(&mut self) -> Option<&mut Exchange> {
+        match self {
+            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
+            Self::Parse { exchange, .. } => Some(exchange),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn into_exchange(self) -> Option<Box<Exchange>> {
+        match self {
+            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
+            Self::Parse { exchange, .. } | Self::Denied { exchange, .. } => Some(exchange),
+            _ => None,
+        }
+    }
+}
+
+/// Where the parts of a large message go, after its head.
+#[derive(Debug)]
+pub(crate) struct Streaming {
+    route: Route,
+    mask: StreamedMask,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Control(Control),
+    /// Under the exchange's grant.
+    Exchange(ExchangeId),
+    Dropped,
+}
+
+#[derive(Debug)]
+pub(crate) enum StreamedMask {
+    Scanned(Box<StreamMask>),
+    Withheld(&'static str),
+}
+
+impl StreamedMask {
+    pub(crate) fn push(&mut self, bytes: Bytes, last: bool, plan: &crate::mask::MaskPlan) -> [Masked; 2] {
+        match self {
+            Self::Scanned(scan) => {
+                let masked = scan.push(bytes);
+                [masked, if last { scan.finish() } else { Masked::default() }]
+            }
+            Self::Withheld(rule) => [plan.withheld(&bytes, &[0..bytes.len()], rule), Masked::default()],
+        }
+    }
+}
+
+impl Postgres {
+    pub(super) fn release(&mut self, now: Instant, out: &mut Effects) -> Result<(), Fault> {
+        while let Some(head) = self.requests.front() {
+            if head.exchange().is_some_and(|exchange| self.waiting.contains(&exchange.id))
+                && !self.flags.dropping
+            {
+                break;
+            }
+            let Some(request) = self.requests.pop_front() else { break };
+            self.held -= request.bytes.len();
+            self.release_one(request, now, out)?;
+        }
+        Ok(())
+    }
+
+    fn release_one(&mut self, request: Request, now: Instant, out: &mut Effects) -> Result<(), Fault> {
+        let Request { bytes, more, what } = request;
+        match what {
+            What::Terminate => self.send(Route::Control(Control::PostgresSession), bytes, more, out),
+            What::End => {
+                out.push(Effect::End(Side::Upstream));
+                Ok(())
+            }
+            What::More { last } => self.send_more(bytes, last, out),
+            What::Sync => {
+                self.release_sync();
+                self.send(Route::Control(Control::PostgresSession), bytes, more, out)
+            }
+            What::Authentication => {
+                self.send(Route::Control(Control::PostgresAuthentication), bytes, more, out)
+            }
+            what if self.flags.dropping => {
+                self.drop_request(what, now, out);
+                self.dropped(more);
+                Ok(())
+            }
+            What::Query(exchange) => self.release_exchange(exchange, bytes, more, Expected::Query, now, out),
+            What::Call(exchange) => self.release_exchange(exchange, bytes, more, Expected::Call, now, out),
+            What::Execute(exchange) => {
+                self.release_exchange(exchange, bytes, more, Expected::Execute, now, out)
+            }
+            What::Parse { exchange, name, change } => {
+                let expected = |exchange| Expected::Parse { exchange, name, change };
+                self.release_exchange(exchange, bytes, more, expected, now, out)
+            }
+            What::Bind { name, change } => {
+                self.release_step(Expected::Bind { name, change }, bytes, more, out)
+            }
+            What::Describe(described) => self.release_step(Expected::Describe(described), bytes, more, out),
+            What::CloseStatement { name, change } => {
+                self.release_step(Expected::CloseStatement { name, change }, bytes, more, out)
+            }
+            What::ClosePortal { name, change } => {
+                self.release_step(Expected::ClosePortal { name, change }, bytes, more, out)
+            }
+            What::Flush => self.send(Route::Control(Control::PostgresSession), bytes, more, out),
+            What::CopyData => self.send(self.copy_route(), bytes, more, out),
+            What::CopyEnd => {
+                let route = self.copy_route();
+                if self.flags.copying_in {
+                    self.flags.copying_in = false;
+                } else if route != Route::Dropped && !self.replies.is_empty() {
+                    self.replies.push_back(Expected::CopyEnd);
+                }
+                self.send(route, bytes, more, out)
+            }
+            What::Unknown => self.send(Route::Control(Control::PostgresUnknown), bytes, more, out),
+        }
+    }
+
+    fn release_sync(&mut self) {
+        self.flags.dropping = false;
+        self.flags.unsynced = false;
+        // While it takes copy data, the server passes over a Sync (protocol: "COPY Operations").
+        if !self.flags.copying_in {
+            self.flags.skipping = false;
+            self.skipped_error = None;
+            self.replies.push_back(Expected::Sync);
+        }
+    }
+
+    /// A request that runs nothing.
+    fn release_step(
+        &mut self,
+        expected: Expected,
+        bytes: Bytes,
+        more: bool,
+        out: &mut Effects,
+    ) -> Result<(), Fault> {
+        self.flags.unsynced = true;
+        if self.flags.skipping {
+            self.revoke(expected);
+        } else {
+            self.replies.push_back(expected);
+        }
+        self.send(Route::Control(Control::PostgresSession), bytes, more, out)
+    }
+
+    fn release_exchange(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        bytes: Bytes,
+        more: bool,
+        expected: impl FnOnce(Box<Exchange>) -> Expected,
+        now: Instant,
+        out: &mut Effects,
+    ) -> Result<(), Fault> {
+        let id = exchange.id;
+        let permit = match self.judged.remove(&id) {
+            Some(Verdict::Allow(permit)) => permit,
+            Some(Verdict::Deny(denial)) => {
+                self.dropped(more);
+                self.deny(expected(exchange), denial, now, out);
+                return Ok(());
+            }
+            None => return Err(fault("a request was to be released without a verdict")),
+        };
+        exchange.rule = permit.rule().clone();
+        exchange.grant = Some(permit.redeem(id).ok_or(fault("a permit was given for another exchange"))?);
+        let mut expected = expected(exchange);
+        match expected {
+            Expected::Query(_) | Expected::Call(_) => {
+                self.flags.unsynced = false;
+                self.flags.copy_denied = false;
+            }
+            Expected::Execute(_) => {
+                self.flags.unsynced = true;
+                self.flags.copy_denied = false;
+            }
+            _ => self.flags.unsynced = true,
+        }
+        if self.flags.skipping {
+            // The server will pass over it: it is over as soon as it has left.
+            if let Some(exchange) = expected.exchange_mut()
+                && let Some(error) = self.skipped_error.take()
+            {
+                exchange.failed(error);
+            }
+            self.replies.push_back(expected);
+            self.send(Route::Exchange(id), bytes, more, out)?;
+            if let Some(expected) = self.replies.pop_back() {
+                self.end_unanswered(expected, now, out);
+            }
+            return Ok(());
+        }
+        self.replies.push_back(expected);
+        self.send(Route::Exchange(id), bytes, more, out)
+    }
+
+    fn deny(&mut self, refused: Expected, denial: Denial, now: Instant, out: &mut Effects) {
+        let simple = matches!(refused, Expected::Query(_) | Expected::Call(_));
+        self.flags.copy_denied |= !matches!(refused, Expected::Parse { .. });
+        if let Expected::Parse { name, change, .. } = &refused {
+            self.statements.revoke(name, *change);
+        }
+        let Some(mut exchange) = refused.into_exchange() else { return };
+        exchange.refused(&denial, &self.plan);
+        if self.flags.skipping {
+            // The client has this batch's error already.
+            exchange.finish(Outcome::Denied, now, out);
+            return;
+        }
+        let unanswered = !self.replies.is_empty();
+        if simple && self.flags.unsynced {
+            // The server owes replies that it sends with the next ReadyForQuery only: a Sync in the query's place gets
+            // both, and the state in it is true.
+            self.flags.unsynced = false;
+            self.replies.push_back(Expected::Denied { exchange, denial, ready: false });
+            self.replies.push_back(Expected::Sync);
+            out.push(Effect::Upstream(Control::PostgresResync.clear(Bytes::from(frame::message(b'S', b"")))));
+        } else {
+            self.flags.dropping = !simple;
+            self.replies.push_back(Expected::Denied { exchange, denial, ready: simple });
+            if !simple && unanswered {
+                // A failing server sends what it owes together with the error.
+                out.push(Effect::Upstream(
+                    Control::PostgresResync.clear(Bytes::from(frame::message(b'H', b""))),
+                ));
+            }
+        }
+        self.settle(now, out);
+    }
+
+    /// What follows a denied request in its batch.
+    fn drop_request(&mut self, what: What, now: Instant, out: &mut Effects) {
+        match what {
+            What::Bind { name, change } | What::ClosePortal { name, change } => {
+                self.portals.revoke(&name, change)
+            }
+            What::CloseStatement { name, change } => self.statements.revoke(&name, change),
+            What::Parse { exchange, name, change } => {
+                self.statements.revoke(&name, change);
+                self.drop_exchange(exchange, Outcome::Aborted, now, out);
+            }
+            What::Query(exchange) | What::Call(exchange) | What::Execute(exchange) => {
+                self.flags.copy_denied = true;
+                self.drop_exchange(exchange, Outcome::Aborted, now, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The rest of a large message goes where its head went.
+    fn dropped(&mut self, more: bool) {
+        if more {
+            let mask = StreamedMask::Withheld("dropped");
+            self.streaming = Some(Streaming { route: Route::Dropped, mask });
+        }
+    }
+
+    /// A reply that will not come.
+    pub(super) fn revoke(&mut self, expected: Expected) {
+        match expected {
+            Expected::Parse { name, change, .. } | Expected::CloseStatement { name, change } => {
+                self.statements.revoke(&name, change);
+            }
+            Expected::Bind { name, change } | Expected::ClosePortal { name, change } => {
+                self.portals.revoke(&name, change);
+            }
+            _ => {}
+        }
+    }
+
+    /// The server passes over a request.
+    pub(super) fn end_unanswered(&mut self, expected: Expected, now: Instant, out: &mut Effects) {
+        match expected {
+            Expected::Denied { exchange, .. } => {
+                exchange.finish(Outcome::Denied, now, out);
+            }
+            Expected::Parse { exchange, name, change } => {
+                self.statements.revoke(&name, change);
+                self.finish(exchange, Outcome::Aborted, now, out);
+            }
+            Expected::Query(exchange) | Expected::Call(exchange) | Expected::Execute(exchange) => {
+                self.finish(exchange, Outcome::Aborted, now, out);
+            }
+            other => self.revoke(other),
+        }
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        exchange: Box<Exchange>,
+        outcome: Outcome,
+        now: Instant,
+        out: &mut Effects,
+    ) {
+        self.outbox.note(&self.upstream, &self.plan, out);
+        if let Some(grant) = exchange.finish(outcome, now, out) {
+            self.last_grant = Some(grant);
+        }
+    }
+
+    /// Says what is ours to say, now that it is its turn.
+    pub(super) fn settle(&mut self, now: Instant, out: &mut Effects) {
+        while let Some(Expected::Denied { .. } | Expected::CopyEnd) = self.replies.front() {
+            let Some(Expected::Denied { mut exchange, denial, ready }) = self.replies.pop_front() else {
+                continue;
+            };
+            self.outbox.flush(&self.upstream, &self.plan, out);
+            let mut reply = error::denied(&denial);
+            if ready {
+                reply = [reply, error::ready(self.transaction)].concat().into();
+            }
+            exchange.replied(reply.len(), now);
+            exchange.finish(Outcome::Denied, now, out);
+            out.push(Effect::Client(reply));
+        }
+    }
+
+    /// Copy data belongs to the request that the server is at, or will be at when it reads the data.
+    fn copy_route(&self) -> Route {
+        if self.flags.copy_denied {
+            return Route::Dropped;
+        }
+        let copies = |expected: &&Expected| matches!(expected, Expected::Query(_) | Expected::Execute(_));
+        let current =
+            if self.flags.copying_in { self.replies.front() } else { self.replies.iter().rev().find(copies) };
+        let current = current.and_then(Expected::exchange).map(|exchange| exchange.id);
+        match current.or_else(|| self.last_grant.as_ref().map(crate::verdict::Grant::exchange)) {
+            Some(id) => Route::Exchange(id),
+            None => Route::Control(Control::PostgresUnknown),
+        }
+    }
+
+    fn send(&mut self, route: Route, bytes: Bytes, more: bool, out: &mut Effects) -> Result<(), Fault> {
+        if route == Route::Dropped {
+            self.dropped(more);
+            return Ok(());
+        }
+        let notes = if more {
+            let (note, mask) = self.begin_stream(&bytes);
+            self.streaming = Some(Streaming { route, mask });
+            note
+        } else {
+            [self.mask_request(&bytes), Masked::default()]
+        };
+        self.send_noted(route, bytes, notes, out)
+    }
+
+    fn send_more(&mut self, bytes: Bytes, last: bool, out: &mut Effects) -> Result<(), Fault> {
+        let Some(mut streaming) = self.streaming.take() else {
+            return Err(fault("a part of a message came without its head"));
+        };
+        let route = streaming.route;
+        let notes = if route == Route::Dropped {
+            None
+        } else {
+            Some(streaming.mask.push(bytes.clone(), last, &self.plan))
+        };
+        if !last {
+            self.streaming = Some(streaming);
+        }
+        match notes {
+            Some(notes) => self.send_noted(route, bytes, notes, out),
+            None => Ok(()),
+        }
+    }
+
+    fn send_noted(
+        &mut self,
+        route: Route,
+        bytes: Bytes,
+        notes: [Masked; 2],
+        out: &mut Effects,
+    ) -> Result<(), Fault> {
+        let (owner, cleared) = match route {
+            Route::Dropped => return Ok(()),
+            Route::Control(control) => (ExchangeId::SESSION, control.clear(bytes)),
+            Route::Exchange(id) => self.clear_for(id, bytes)?,
+        };
+        for note in notes {
+            if !note.is_empty() {
+                out.note(owner, Note::Data(Side::Client, note));
+            }
+        }
+        out.push(Effect::Upstream(cleared));
+        Ok(())
+    }
+
+    /// Under the exchange's grant, also when the exchange ended while its request was still coming.
+    fn clear_for(&mut self, id: ExchangeId, bytes: Bytes) -> Result<(ExchangeId, Cleared), Fault> {
+        let mine = |expected: &&mut Expected| expected.exchange().is_some_and(|exchange| exchange.id == id);
+        if let Some(exchange) = self.replies.iter_mut().rev().find(mine).and_then(Expected::exchange_mut) {
+            exchange.request_bytes += bytes.len() as u64;
+            let grant = exchange.grant.as_ref().ok_or(fault("an exchange left without its grant"))?;
+            return Ok((id, grant.clear(bytes)));
+        }
+        match &self.last_grant {
+            Some(grant) if grant.exchange() == id => Ok((ExchangeId::SESSION, grant.clear(bytes))),
+            _ => Err(fault("a request's grant is gone before its last part")),
+        }
+    }
+
+    fn mask_request(&self, bytes: &Bytes) -> Masked {
+        let body = || vec![HEADER_BYTES.min(bytes.len())..bytes.len()];
+        match bytes.first() {
+            Some(b'Q' | b'P') => self.plan.texts(bytes, &request::texts(bytes)),
+            Some(b'B') => self.plan.fields(bytes, || request::bind_values(bytes)),
+            Some(b'd') => self.plan.fields(bytes, || frame::values(bytes)),
+            Some(b'p') => self.plan.withheld(bytes, &body(), self.credential_rule),
+            _ => self.plan.fields(bytes, body),
+        }
+    }
+
+    /// The head of a large message: what is recorded of it, and how its parts will be masked.
+    fn begin_stream(&self, head: &Bytes) -> ([Masked; 2], StreamedMask) {
+        let text_start = match head.first() {
+            Some(b'p') => {
+                let note = self.plan.withheld(head, &[HEADER_BYTES..head.len()], self.credential_rule);
+                return ([note, Masked::default()], StreamedMask::Withheld(self.credential_rule));
+            }
+            Some(b'Q') => HEADER_BYTES,
+            Some(b'P') => {
+                let mut fields = Fields::of(head);
+                if fields.cstr().is_some() { fields.offset() } else { HEADER_BYTES }
+            }
+            _ => {
+                let mut scan = self.plan.stream(Syntax::Bytes);
+                let header = self.plan.bytes(&head.slice(..HEADER_BYTES));
+                let note = scan.push(head.slice(HEADER_BYTES..));
+                return ([header, note], StreamedMask::Scanned(Box::new(scan)));
+            }
+        };
+        let mut scan = self.plan.stream(Syntax::Sql);
+        let before = self.plan.bytes(&head.slice(..text_start));
+        let note = scan.push(head.slice(text_start..));
+        ([before, note], StreamedMask::Scanned(Box::new(scan)))
+    }
+}
+
+pub(super) fn fault(what: &'static str) -> Fault {
+    Fault { protocol: "postgres", what }
+}
