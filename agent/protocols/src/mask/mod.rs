@@ -3,9 +3,17 @@
 //! A masked byte is replaced by `*`, so lengths and frames stay as they were; each mask leaves a [`Mark`] (place, length,
 //! rule), never the value. `secrets.toml` names what authenticates.
 
+mod anchors;
+mod frame;
+mod gap;
+mod look_back;
+mod names;
 mod plan;
 mod scan;
 mod stream;
+mod userinfo;
+mod value;
+mod view;
 
 pub use plan::{MaskPlan, Syntax};
 pub use stream::StreamMask;
@@ -54,3 +62,6 @@ impl Masked {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 }
+
+#[cfg(test)]
+mod tests;

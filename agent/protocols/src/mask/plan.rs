@@ -44,7 +44,7 @@ impl MaskPlan {
         I: IntoIterator<Item = Range<usize>>,
     {
         let mut hits = Vec::new();
-        Scanner::new(Syntax::Bytes).scan(bytes, 0, true, &mut hits);
+        Scanner::new(Syntax::Bytes).scan(bytes, true, &mut hits);
         if hits.is_empty() {
             return Masked { bytes: bytes.clone(), marks: Vec::new() };
         }
@@ -52,7 +52,7 @@ impl MaskPlan {
         for field in fields() {
             let Some(part) = bytes.get(field.clone()) else { continue };
             let first = hits.len();
-            Scanner::new(Syntax::Bytes).scan(part, 0, true, &mut hits);
+            Scanner::new(Syntax::Bytes).scan(part, true, &mut hits);
             for hit in &mut hits[first..] {
                 hit.0 = hit.0.start + field.start..hit.0.end + field.start;
             }
@@ -78,7 +78,7 @@ impl MaskPlan {
 
     fn whole(&self, bytes: &Bytes, syntax: Syntax) -> Masked {
         let mut hits = Vec::new();
-        Scanner::new(syntax).scan(bytes, 0, true, &mut hits);
+        Scanner::new(syntax).scan(bytes, true, &mut hits);
         masked(bytes.clone(), &hits)
     }
 }

@@ -1,0 +1,260 @@
+//! What `secrets.toml` says, compiled once per process into what the scanner looks up.
+
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde::Deserialize;
+
+/// How far a name is looked back for from the separator behind it, bytes.
+pub(super) const LOOK_BACK_BYTES_MAX: usize = 96;
+/// Most entries of `[[keyword]]`: each costs one search of its own.
+pub(super) const KEYWORDS_MAX: usize = 4;
+
+/// The names and shapes of the data file.
+pub(super) static SECRETS: LazyLock<Secrets> = LazyLock::new(Secrets::compile);
+
+#[derive(Debug)]
+pub(super) struct Secrets {
+    pub(super) keywords: Vec<Keyword>,
+    pub(super) tokens: Vec<Token>,
+    /// Finds the prefixes of `tokens`; a pattern's number is the token's index.
+    pub(super) prefixes: AhoCorasick,
+    pub(super) prefix_bytes_max: usize,
+    pub(super) argv: Argv,
+    names: Vec<Name>,
+    /// Bytes that a name can end with: rejects most separators at once.
+    last_bytes: [bool; 256],
+}
+
+/// A word after which a literal is a secret.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Keyword {
+    pub(super) rule: String,
+    /// Lower case. Its last byte is what the scanner looks for.
+    pub(super) stem: String,
+    #[serde(default)]
+    pub(super) rest: String,
+    pub(super) between: Vec<String>,
+}
+
+impl Keyword {
+    pub(super) fn allows_between(&self, word: &[u8]) -> bool {
+        self.any_between() || self.between.iter().any(|allowed| word.eq_ignore_ascii_case(allowed.as_bytes()))
+    }
+
+    pub(super) fn any_between(&self) -> bool {
+        self.between.iter().any(|allowed| allowed == "*")
+    }
+}
+
+/// A name with a value after it.
+#[derive(Debug)]
+pub(super) struct Name {
+    pub(super) rule: &'static str,
+    pub(super) place: Place,
+    text: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The last part of a name.
+    Suffix,
+    /// A whole name.
+    Word,
+    /// A whole name at the beginning of a field of a query or a form.
+    Field,
+    /// A header field: its value goes to the end of the line.
+    Header,
+}
+
+/// A secret known by its shape.
+#[derive(Debug)]
+pub(super) struct Token {
+    pub(super) rule: &'static str,
+    pub(super) prefix: Vec<u8>,
+    /// Fewer characters than this are no secret.
+    pub(super) min: usize,
+    pub(super) set: Set,
+}
+
+/// The bytes that a token may consist of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Set {
+    Token,
+    Hex,
+    /// Anything up to five dashes.
+    Pem,
+}
+
+impl Set {
+    pub(super) fn contains(self, byte: u8) -> bool {
+        match self {
+            Set::Token => byte.is_ascii_alphanumeric() || b"-_.~+/=$:%".contains(&byte),
+            Set::Hex => byte.is_ascii_hexdigit(),
+            Set::Pem => true,
+        }
+    }
+}
+
+/// What authenticates in the arguments of programs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Argv {
+    pub(super) options: Vec<String>,
+    pub(super) credentials: Vec<String>,
+    pub(super) short: Vec<Short>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Short {
+    pub(super) programs: Vec<String>,
+    pub(super) option: String,
+    pub(super) attached: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    keyword: Vec<Keyword>,
+    key: Vec<KeyEntry>,
+    token: Vec<TokenEntry>,
+    argv: Argv,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyEntry {
+    rule: String,
+    #[serde(default)]
+    suffixes: Vec<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    fields: Vec<String>,
+    #[serde(default)]
+    headers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenEntry {
+    rule: String,
+    prefixes: Vec<String>,
+    min: usize,
+    set: Set,
+}
+
+impl Secrets {
+    #[expect(clippy::expect_used, reason = "the file is part of the program, and a test reads it")]
+    fn compile() -> Self {
+        let file: File = toml::from_str(include_str!("secrets.toml")).expect("secrets.toml is valid");
+        let names: Vec<Name> = file.key.into_iter().flat_map(KeyEntry::names).collect();
+        let tokens: Vec<Token> = file.token.into_iter().flat_map(TokenEntry::tokens).collect();
+        let mut last_bytes = [false; 256];
+        for last in names.iter().filter_map(|name| name.text.last()) {
+            last_bytes[usize::from(last.to_ascii_lowercase())] = true;
+            last_bytes[usize::from(last.to_ascii_uppercase())] = true;
+        }
+        let prefixes = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostFirst)
+            .build(tokens.iter().map(|token| &token.prefix))
+            .expect("a few short prefixes");
+        let prefix_bytes_max = tokens.iter().map(|token| token.prefix.len()).max().unwrap_or(0);
+        Self {
+            keywords: file.keyword,
+            tokens,
+            prefixes,
+            prefix_bytes_max,
+            argv: file.argv,
+            names,
+            last_bytes,
+        }
+    }
+
+    pub(super) fn may_end_name(&self, byte: u8) -> bool {
+        self.last_bytes[usize::from(byte)]
+    }
+
+    /// The name that `word` is. With `glued`, its first byte may belong to what stands before it.
+    pub(super) fn name(&self, word: &[u8], glued: bool) -> Option<&Name> {
+        self.names.iter().find(|name| name.is(word) || (glued && !word.is_empty() && name.is(&word[1..])))
+    }
+}
+
+impl Name {
+    fn is(&self, word: &[u8]) -> bool {
+        let Some(start) = word.len().checked_sub(self.text.len()) else { return false };
+        if !word[start..].eq_ignore_ascii_case(&self.text) {
+            return false;
+        }
+        let before = start.checked_sub(1).map(|at| word[at]);
+        match (self.place, before) {
+            (_, None) => true,
+            (Place::Suffix, Some(before)) => {
+                !before.is_ascii_alphanumeric()
+                    || (before.is_ascii_lowercase() && word[start].is_ascii_uppercase())
+            }
+            // Of an option or an element, as in --pass=x.
+            (Place::Word | Place::Field | Place::Header, Some(_)) => {
+                word[..start].iter().all(|byte| b"-.".contains(byte))
+            }
+        }
+    }
+}
+
+impl KeyEntry {
+    fn names(self) -> impl Iterator<Item = Name> {
+        let rule: &'static str = self.rule.leak();
+        let places = [
+            (Place::Header, self.headers),
+            (Place::Suffix, self.suffixes),
+            (Place::Word, self.names),
+            (Place::Field, self.fields),
+        ];
+        places.into_iter().flat_map(move |(place, texts)| {
+            texts.into_iter().map(move |text| Name { rule, place, text: text.into_bytes() })
+        })
+    }
+}
+
+impl TokenEntry {
+    fn tokens(self) -> impl Iterator<Item = Token> {
+        let rule: &'static str = self.rule.leak();
+        let (min, set) = (self.min, self.set);
+        self.prefixes.into_iter().map(move |prefix| Token { rule, prefix: prefix.into_bytes(), min, set })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_valid_and_its_prefixes_do_not_contain_each_other() {
+        let prefixes: Vec<_> = SECRETS.tokens.iter().map(|token| &token.prefix).collect();
+        for (at, one) in prefixes.iter().enumerate() {
+            for (other_at, other) in prefixes.iter().enumerate() {
+                let inside = other.windows(one.len()).any(|part| part == one.as_slice());
+                assert!(at == other_at || !inside, "{} {}", one.escape_ascii(), other.escape_ascii());
+            }
+        }
+        assert!(SECRETS.keywords.len() <= KEYWORDS_MAX);
+        assert!(SECRETS.keywords.iter().all(|keyword| keyword.stem == keyword.stem.to_lowercase()));
+    }
+
+    #[test]
+    fn names_are_found_at_the_end_of_longer_names() {
+        for word in
+            ["token", "GITHUB_TOKEN", "accessToken", "x-vault-token", "--token", "OPENAI_API_KEY", "a.secret"]
+        {
+            assert!(SECRETS.name(word.as_bytes(), false).is_some(), "{word}");
+        }
+        for word in ["tokens", "max_tokens", "monkey", "primary_key", "secretary", "Atoken", "xkey"] {
+            assert!(SECRETS.name(word.as_bytes(), false).is_none(), "{word}");
+        }
+        assert!(SECRETS.name(b"Atoken", true).is_some());
+    }
+}

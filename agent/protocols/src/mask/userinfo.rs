@@ -1,0 +1,61 @@
+//! The password in a URL: `scheme://user:password@host`.
+
+use super::view::{Peek, View, is_quote};
+
+/// Longest beginning of a URL in which the `@` is looked for, bytes.
+const USERINFO_BYTES_MAX: usize = 512;
+
+pub(super) const RULE: &str = "url";
+
+/// What follows `scheme:`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Userinfo {
+    /// Nothing secret; the reading goes on here.
+    None(usize),
+    /// The password stands in this range.
+    Password(usize, usize),
+    /// It begins here, and its end is too far away to be seen.
+    Endless(usize),
+}
+
+/// Reads on after `scheme:`. `None` when more bytes are needed to tell.
+pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
+    let mut at = colon;
+    for _ in 0..2 {
+        // JSON may write `\/`.
+        at += usize::from(view.peek(at)? == Peek::Byte(b'\\'));
+        if view.peek(at)? != Peek::Byte(b'/') {
+            return Some(Userinfo::None(colon));
+        }
+        at += 1;
+    }
+    let length = view.run(at, USERINFO_BYTES_MAX, |byte| {
+        byte > b' ' && byte != 0x7f && !is_quote(byte) && !b"<>".contains(&byte)
+    })?;
+    let shown = &view.buffer[at..at + length];
+    let is_cut = length == USERINFO_BYTES_MAX || view.peek(at + length)? == Peek::Nothing;
+    let authority = &shown[..shown.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(length)];
+    let end = memchr::memrchr(b'@', authority);
+    let Some(name) = memchr::memchr(b':', &authority[..end.unwrap_or(authority.len())]) else {
+        return Some(Userinfo::None(at));
+    };
+    let start = at + name + 1;
+    let password = &authority[name + 1..];
+    if let Some(end) = end {
+        return Some(Userinfo::Password(start, at + end));
+    }
+    if authority.starts_with(b"[") || is_port(password) {
+        return Some(Userinfo::None(at));
+    }
+    // A password may hold what should have been written as %2F.
+    if let Some(end) = memchr::memrchr(b'@', shown) {
+        return Some(Userinfo::Password(start, at + end));
+    }
+    Some(if is_cut { Userinfo::Endless(start) } else { Userinfo::None(at) })
+}
+
+/// `5432` or `5432,other:5433`
+fn is_port(bytes: &[u8]) -> bool {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    matches!(bytes.get(digits), None | Some(b',')) && digits <= 5
+}
