@@ -43,6 +43,8 @@ pub(super) struct Gap {
     again: bool,
     /// Nothing was read since the name.
     fresh: bool,
+    /// Any word may stand here: `SET PASSWORD FOR bob = 'x'`.
+    any_word: bool,
     read_bytes: usize,
 }
 
@@ -66,6 +68,7 @@ impl Gap {
             newline: false,
             again: false,
             fresh: true,
+            any_word: named.keyword.is_some_and(Keyword::any_between),
             read_bytes: 0,
         }
     }
@@ -80,10 +83,10 @@ impl Gap {
     }
 
     /// Reads on from `at`.
-    pub(super) fn lead(&mut self, view: View<'_>, at: usize, any_quote: bool) -> Lead {
+    pub(super) fn lead(&mut self, view: View<'_>, at: usize, in_sql: bool) -> Lead {
         let mut now = at;
         loop {
-            let step = match self.step(view, now, any_quote) {
+            let step = match self.step(view, now, in_sql) {
                 Some(step) => step,
                 None => return Lead::Wait(now),
             };
@@ -102,7 +105,7 @@ impl Gap {
     }
 
     /// One byte, word or value; `None` when more bytes are needed to tell.
-    fn step(&mut self, view: View<'_>, at: usize, any_quote: bool) -> Option<Step> {
+    fn step(&mut self, view: View<'_>, at: usize, in_sql: bool) -> Option<Step> {
         let Peek::Byte(byte) = view.peek(at)? else { return Some(Step::nothing(at)) };
         match byte {
             b'\n' | b'\r' if self.is_header() => Some(Step::nothing(at)),
@@ -112,7 +115,7 @@ impl Gap {
             }
             _ if is_blank(byte) => Some(Step::Skip(1)),
             _ if self.separated && self.is_header() => {
-                let value = Value::line(self.named.rule, self.named.quote, any_quote);
+                let value = Value::line(self.named.rule, self.named.quote, in_sql);
                 Some(Step::Lead(Lead::Value(at, value)))
             }
             _ if is_quote(byte) => self.quote(view, at, 0),
@@ -253,9 +256,10 @@ impl Gap {
         if view.peek(at + length + ampersand)?.is(|byte| byte == b'\'' || byte == b'"') {
             return Some(Step::Skip(length + ampersand));
         }
-        if !keyword.allows_between(word) || length == WORD_BYTES_MAX {
+        if !(self.any_word || keyword.allows_between(word)) || length == WORD_BYTES_MAX {
             return Some(Step::nothing(at));
         }
+        self.any_word |= word.eq_ignore_ascii_case(b"for");
         if keyword.any_between() && BARE_AFTER.iter().any(|known| word.eq_ignore_ascii_case(known)) {
             self.separated = true;
             self.separator = b'=';

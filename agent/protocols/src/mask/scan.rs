@@ -42,6 +42,9 @@ enum State {
 #[derive(Clone, Debug)]
 enum After {
     Search,
+    /// Maybe another value of the same gap.
+    Again(Gap),
+    /// The same gap: it was a comment.
     Gap(Gap),
 }
 
@@ -140,14 +143,7 @@ impl Scanner {
             Lead::Wait(decided) => Progress::Wait(decided, State::Gap(gap)),
             Lead::Nothing(next) => Progress::To(next, State::Search),
             Lead::Comment(next, comment) => Progress::To(next, State::Value(comment, After::Gap(gap))),
-            Lead::Value(next, value) => {
-                let after = if value.may_continue(gap.is_of_keyword()) {
-                    After::Gap(gap.again())
-                } else {
-                    After::Search
-                };
-                Progress::To(next, State::Value(value, after))
-            }
+            Lead::Value(next, value) => Progress::To(next, State::Value(value, After::Again(gap))),
         }
     }
 
@@ -167,8 +163,11 @@ impl Scanner {
             Reach::Ended(_, next) => {
                 self.behind.cut(next);
                 let state = match after {
-                    After::Search => State::Search,
                     After::Gap(gap) => State::Gap(gap),
+                    After::Again(gap) if value.may_continue(gap.is_of_keyword(), view.buffer.get(next).copied()) => {
+                        State::Gap(gap.again())
+                    }
+                    After::Search | After::Again(_) => State::Search,
                 };
                 Progress::To(next, state)
             }

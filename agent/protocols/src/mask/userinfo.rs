@@ -51,7 +51,14 @@ pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
     if let Some(end) = memchr::memrchr(b'@', shown) {
         return Some(Userinfo::Password(start, at + end));
     }
-    Some(if is_cut { Userinfo::Endless(start) } else { Userinfo::None(at) })
+    Some(if is_cut {
+        Userinfo::Endless(start)
+    } else if authority.len() == length {
+        // Neither a port nor a path, so what else would it be.
+        Userinfo::Password(start, at + length)
+    } else {
+        Userinfo::None(at)
+    })
 }
 
 /// `5432` or `5432,other:5433`

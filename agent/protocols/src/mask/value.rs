@@ -36,7 +36,7 @@ enum Until {
     /// The end of the line, and of the lines that continue it (RFC 9112, 5.2); or the quote before the name.
     Line {
         quote: Option<u8>,
-        any_quote: bool,
+        in_sql: bool,
     },
     /// A byte that is not of the set.
     Shape(Set),
@@ -137,8 +137,8 @@ impl Value {
         Self::new(rule, Until::Brace)
     }
 
-    pub(super) fn line(rule: &'static str, quote: Option<u8>, any_quote: bool) -> Self {
-        Self::new(rule, Until::Line { quote, any_quote })
+    pub(super) fn line(rule: &'static str, quote: Option<u8>, in_sql: bool) -> Self {
+        Self::new(rule, Until::Line { quote, in_sql })
     }
 
     pub(super) fn shape(rule: &'static str, set: Set) -> Self {
@@ -156,11 +156,12 @@ impl Value {
         Self::new(rule, Until::BlockComment { depth: 1 })
     }
 
-    /// A literal may go on in another one behind it: 'a' 'b', 'user'@'host' = 'x'.
-    pub(super) fn may_continue(&self, of_keyword: bool) -> bool {
+    /// Whether another value may follow where this one ended, before the byte `next`: 'a' 'b', 'user'@'host' = 'x',
+    /// BY PASSWORD 'x'. Not where a value without quotes ends at the quote of what it stands in.
+    pub(super) fn may_continue(&self, of_keyword: bool, next: Option<u8>) -> bool {
         match self.until {
             Until::Quote(_) | Until::Delimiter { .. } => true,
-            Until::Bare(_) => of_keyword,
+            Until::Bare(_) => of_keyword && !next.is_some_and(is_quote),
             _ => false,
         }
     }
@@ -194,7 +195,7 @@ impl Until {
                     self.reach(view, at)
                 }
             },
-            Until::Line { quote, any_quote } => line(view, at, *quote, *any_quote),
+            Until::Line { quote, in_sql } => line(view, at, *quote, *in_sql),
             Until::Shape(set) => match view.buffer[at..].iter().position(|byte| !set.contains(*byte)) {
                 Some(length) => Reach::Ended(at + length, at + length),
                 None => Reach::Open(view.end()),
@@ -330,9 +331,9 @@ fn delimiter(view: View<'_>, at: usize, delimiter: &[u8]) -> Reach {
     }
 }
 
-fn line(view: View<'_>, mut at: usize, quote: Option<u8>, any_quote: bool) -> Reach {
+fn line(view: View<'_>, mut at: usize, quote: Option<u8>, in_sql: bool) -> Reach {
     let ends = |byte: &u8| {
-        matches!(byte, b'\n' | b'\r' | 0) || quote == Some(*byte) || (any_quote && is_quote(*byte))
+        matches!(byte, b'\n' | b'\r' | 0) || quote == Some(*byte) || (in_sql && *byte == b'\'')
     };
     while let Some(length) = view.buffer[at..].iter().position(ends) {
         let found = at + length;

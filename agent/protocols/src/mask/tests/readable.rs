@@ -38,7 +38,7 @@ fn only_the_value_is_masked() {
     );
     assert_eq!(raw(b"Cookie: abc\r\nHost: x\r\n\r\n"), "Cookie: ***\\r\\nHost: x\\r\\n\\r\\n");
     assert_eq!(raw(b"{\"token\":\"abc\",\"x\":\"y\"}"), "{\\\"token\\\":\\\"***\\\",\\\"x\\\":\\\"y\\\"}");
-    assert_eq!(raw(b"Pwd=;Database=x"), "Pwd=;Database=x");
+    assert_eq!(raw(b"Uid=;Pwd=;Database=x"), "Uid=;Pwd=;Database=x");
 }
 
 #[test]
