@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace, object: Object) -> anyhow::Result<()> {
     // All three, also after one has failed: one round of fixing instead of three.
     let mut failed = Vec::new();
-    let format = ["--all", "--check"];
+    let format = ["--all", "--check", "--", "--color", "never"];
     let clippy = ["--workspace", "--all-targets", "--features", KERNEL_FEATURES, "--", "-D", "warnings"];
     for (name, arguments) in [("fmt", &format[..]), ("clippy", &clippy[..])] {
         let mut cargo = workspace.cargo(name);

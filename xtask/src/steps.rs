@@ -32,7 +32,8 @@ impl Steps {
         work: impl FnOnce(&Progress) -> anyhow::Result<(T, String)>,
     ) -> anyhow::Result<T> {
         self.begun += 1;
-        let title = format!("[{}/{}] {name} ...", self.begun, self.total);
+        let number = if self.total > 1 { format!("[{}/{}] ", self.begun, self.total) } else { String::new() };
+        let title = format!("{number}{name} ...");
         let progress = if self.terminal { Progress::spinning(&title) } else { Progress::quiet(&title) };
         let start = Instant::now();
         let outcome = work(&progress);
