@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{
         bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt,
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt, bpf_skc_to_mptcp_sock,
     },
     programs::SockAddrContext,
 };
@@ -14,7 +14,7 @@ use weir_agent_ebpf::{ABI, Address, Counter, Entrance, FlowRecord, Form, Who, fl
 
 use super::{
     listener::{self, Listener},
-    maps::{ENTRANCES, ORIGINS, count, storage, storage_forget, storage_or_new},
+    maps::{ENTRANCES, ORIGINS, count, has_mptcp, storage, storage_forget, storage_or_new},
     selection::{self, Decision},
     task::Process,
 };
@@ -258,8 +258,24 @@ fn remember(
         (*record).socket_cookie = bpf_get_socket_cookie(ctx.as_ptr());
         (*record).connect_boottime_ns = bpf_ktime_get_boot_ns();
         bpf_get_current_comm((&raw mut (*record).comm).cast(), size_of_val(&(*record).comm) as u32);
+        let owner = mptcp_owner(sk);
+        if !owner.is_null() {
+            storage_forget(&ORIGINS, owner);
+            storage_or_new(&ORIGINS, owner, record);
+        }
         true
     }
+}
+
+/// The socket that the application holds, if `sk` is the inner one of an MPTCP connection; else null. The inner one is
+/// what connects and is redirected; getpeername asks the outer one.
+#[inline(always)]
+fn mptcp_owner(sk: *mut bpf_sock) -> *mut bpf_sock {
+    if !has_mptcp() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the helper takes any socket and answers null for one that is not MPTCP's.
+    unsafe { bpf_skc_to_mptcp_sock(sk.cast()).cast() }
 }
 
 /// What the socket is bound to, or zeroes. In an IPv6 socket a mapped source is already in our form.
@@ -288,6 +304,11 @@ fn bound_source(sk: *const bpf_sock, form: Form) -> (Address, u16) {
 fn leave_alone(ctx: &SockAddrContext, sk: *mut bpf_sock) {
     // SAFETY: `sk` is the context's socket, the record its own.
     unsafe {
+        // Its inner socket may be another than before.
+        let owner = mptcp_owner(sk);
+        if !owner.is_null() {
+            storage_forget(&ORIGINS, owner);
+        }
         let record: *mut FlowRecord = storage(&ORIGINS, sk);
         if record.is_null() {
             return;

@@ -65,6 +65,16 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     signal_live: 0,
 });
 
+/// Set by the loader where the kernel knows MPTCP. Elsewhere the verifier must not even see the helper that asks for it: a
+/// constant of 0 lets it skip that code.
+#[unsafe(no_mangle)]
+static HAS_MPTCP: Global<u32> = Global::new(0);
+
+#[inline(always)]
+pub(super) fn has_mptcp() -> bool {
+    HAS_MPTCP.load() != 0
+}
+
 pub(super) fn task_offsets() -> TaskOffsets {
     TASK_OFFSETS.load()
 }

@@ -1,7 +1,7 @@
 //! The process behind a hook, read from the kernel's own structures where no helper tells.
 //!
-//! A read that this kernel refuses (lockdown in confidentiality mode) leaves a zero: such a process matches no entry of
-//! the process table and counts as undecided, which is the stricter side.
+//! A read that fails leaves a zero: such a process matches no entry of the process table and counts as undecided, which is
+//! the stricter side.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_current_task};
 use weir_agent_ebpf::NS_PER_TICK;

@@ -56,13 +56,13 @@ impl Redirection {
     /// Loads the programs and attaches them, or puts them in the place of those that an earlier agent left. Until
     /// [`Redirection::serve`] every governed connect is refused.
     pub(crate) fn attach(scope: &Scope) -> Result<Self, RedirectionError> {
-        let offsets = kernel_types::task_offsets()?;
+        let kernel = kernel_types::read()?;
         let governed = Cgroup::open(&scope.governed)?;
         let own = Cgroup::create(&scope.own)?;
         let pid = std::process::id();
         own.move_in(pid)?;
         let pins = Pins::open(&scope.pins)?;
-        let mut object = Object::load(&pins, offsets, scope.tuples_max)?;
+        let mut object = Object::load(&pins, &kernel, scope.tuples_max)?;
         let (tables, accepted) = object.tables()?;
         let redirection =
             Self { tables: Mutex::new(tables), accepted, generation: generation()?, scope: governed, pins };
@@ -229,7 +229,8 @@ impl Redirection {
 }
 
 /// What only the tests look at.
-#[cfg(all(test, feature = "kernel-tests"))]
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
 impl Redirection {
     pub(super) fn tuples_waiting(&self) -> usize {
         self.tables().tuples.keys().count()

@@ -16,6 +16,10 @@ pub(crate) enum RedirectionError {
     NoTypes { path: PathBuf, source: io::Error },
     #[error("the kernel's type information is not understood: {what}")]
     BadTypes { what: String },
+    #[error(
+        "the kernel is locked down to `confidentiality`, where eBPF programs may not tell one process from another; boot with lockdown=integrity"
+    )]
+    Lockdown,
     #[error("no cgroup2 mount in /proc/self/mountinfo; mount one: mount -t cgroup2 none /sys/fs/cgroup")]
     NoCgroup2,
     #[error("cannot {doing} cgroup {}", path.display())]

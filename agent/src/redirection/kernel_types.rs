@@ -9,6 +9,7 @@ use weir_agent_ebpf::TaskOffsets;
 use super::RedirectionError;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 const MAGIC: u16 = 0xeb9f;
 const HEADER_BYTES_MIN: usize = 24;
 /// How deep anonymous structures within structures are followed.
@@ -17,11 +18,22 @@ const NESTING_MAX: u32 = 4;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 
-pub(super) fn task_offsets() -> Result<TaskOffsets, RedirectionError> {
+/// What the programs are told about the kernel that loads them.
+pub(super) struct Kernel {
+    pub(super) task_offsets: TaskOffsets,
+    pub(super) has_mptcp: bool,
+}
+
+pub(super) fn read() -> Result<Kernel, RedirectionError> {
+    // The kernel would refuse the programs without saying why. No such file: no lockdown.
+    if std::fs::read_to_string(LOCKDOWN).is_ok_and(|modes| modes.contains("[confidentiality]")) {
+        return Err(RedirectionError::Lockdown);
+    }
     let path = Path::new(VMLINUX);
     let bytes =
         std::fs::read(path).map_err(|source| RedirectionError::NoTypes { path: path.into(), source })?;
-    KernelTypes::parse(&bytes)?.task_offsets()
+    let types = KernelTypes::parse(&bytes)?;
+    Ok(Kernel { task_offsets: types.task_offsets()?, has_mptcp: types.structure("mptcp_sock").is_ok() })
 }
 
 struct KernelTypes<'a> {

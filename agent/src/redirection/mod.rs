@@ -29,7 +29,8 @@ mod process;
 #[expect(unsafe_code, reason = "bpf(2) and one socket option, which no crate here wraps")]
 mod sys;
 
-#[cfg(all(test, feature = "kernel-tests"))]
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
 mod kernel_tests;
 
 #[allow(unused_imports, reason = "as above")]

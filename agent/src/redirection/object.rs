@@ -3,9 +3,10 @@
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
-use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TaskOffsets, TupleKey};
+use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TupleKey};
 
 use super::RedirectionError;
+use super::kernel_types::Kernel;
 use super::pins::Pins;
 
 /// Built by `cargo xtask ebpf`, named by the build script. Without a compiler for it the build script hands in an empty file.
@@ -37,14 +38,16 @@ impl Object {
     /// `tuples_max` makes the table of connections under way smaller than it is built; only where it does not exist yet.
     pub(super) fn load(
         pins: &Pins,
-        offsets: TaskOffsets,
+        kernel: &Kernel,
         tuples_max: Option<u32>,
     ) -> Result<Self, RedirectionError> {
         if OBJECT.is_empty() {
             return Err(RedirectionError::NoObject);
         }
         let mut loader = EbpfLoader::new();
-        loader.override_global("TASK_OFFSETS", &offsets, true);
+        let has_mptcp = u32::from(kernel.has_mptcp);
+        loader.override_global("TASK_OFFSETS", &kernel.task_offsets, true);
+        loader.override_global("HAS_MPTCP", &has_mptcp, true);
         for name in OWN_MAPS {
             loader.map_pin_path(name, pins.map(name));
         }

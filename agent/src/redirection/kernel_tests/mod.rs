@@ -257,7 +257,7 @@ fn datagrams_are_not_touched() {
 }
 
 #[test]
-fn mptcp_is_redirected_and_its_gate_says_what_it_cannot() {
+fn mptcp_is_redirected_and_shows_its_origin_as_its_gate_says() {
     let ground = Ground::new();
     let agent = ground.agent();
     let gates = agent.redirection.gates();
