@@ -21,6 +21,14 @@ pub struct Agent {
 impl Agent {
     /// Joined to `collector` and running. `rules` is appended to its configuration.
     pub fn start(site: &Site, collector: &Collector, rules: &str) -> anyhow::Result<Self> {
+        let mut agent = Self::configured(site, rules)?;
+        agent.join(&collector.join_token()?)?;
+        agent.resume()?;
+        Ok(agent)
+    }
+
+    /// Neither joined nor running.
+    pub fn configured(site: &Site, rules: &str) -> anyhow::Result<Self> {
         let dir = site.folder("agent")?;
         let config = dir.join("agent.toml");
         fs::write(
@@ -35,10 +43,12 @@ impl Agent {
                 dir.join("agent.sock").display(),
             ),
         )?;
-        let mut agent = Self { server: None, dir, config };
-        run(agent.command()?.args(["join", "--config"]).arg(&agent.config).env("WEIR_JOIN_TOKEN", collector.join_token()?))?;
-        agent.resume()?;
-        Ok(agent)
+        Ok(Self { server: None, dir, config })
+    }
+
+    pub fn join(&self, token: &str) -> anyhow::Result<()> {
+        run(self.command()?.args(["join", "--config"]).arg(&self.config).env("WEIR_JOIN_TOKEN", token))?;
+        Ok(())
     }
 
     fn command(&self) -> anyhow::Result<Command> {
@@ -47,20 +57,38 @@ impl Agent {
 
     /// Starts it again over the same state.
     pub fn resume(&mut self) -> anyhow::Result<()> {
-        let mut server = Server::start(
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts it again and does not wait until it is ready.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        let server = Server::start(
             "weir-agent",
             self.command()?.args(["run", "--config"]).arg(&self.config),
             &self.dir.join("log"),
         )?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
         let mut look = self.command()?;
         look.args(["status", "--json", "--config"]).arg(&self.config);
+        let server = self.server.as_mut().context("the node agent was not started")?;
         server.wait_until("the node agent answers", || {
             look.output().is_ok_and(|output| {
                 serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|status| status["ready"] == true)
             })
-        })?;
-        self.server = Some(server);
-        Ok(())
+        })
+    }
+
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.server.as_ref().context("the node agent is not running")?.pid().as_raw().cast_unsigned())
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.server.as_mut().is_some_and(Server::is_alive)
     }
 
     pub fn stop(&mut self, signal: Signal) -> anyhow::Result<()> {
@@ -83,8 +111,22 @@ impl Agent {
         Ok(exec)
     }
 
+    /// Prometheus text, from the admin listener that its log names.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        crate::process::admin_page(&self.log(), "/metrics")
+    }
+
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")
+    }
+
+    /// The segments in its spool, by file.
+    pub fn spooled(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let files = crate::sealed::files(&self.state().join("spool").join("segments"))?;
+        Ok(files
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|extension| extension == "seg"))
+            .collect())
     }
 
     pub fn config(&self) -> &std::path::Path {
@@ -106,7 +148,8 @@ impl Drop for Agent {
             eprintln!("weir-agent: {error:#}");
         }
         // The site removes the pins whatever comes of this.
-        let detached = self.command().and_then(|mut detach| run(detach.args(["detach", "--config"]).arg(&self.config)));
+        let detached =
+            self.command().and_then(|mut detach| run(detach.args(["detach", "--config"]).arg(&self.config)));
         if let Err(error) = detached {
             eprintln!("weir-agent detach: {error:#}");
         }

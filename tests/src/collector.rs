@@ -20,18 +20,29 @@ pub struct Collector {
 
 impl Collector {
     pub fn start(site: &Site) -> anyhow::Result<Self> {
-        let mut collector =
-            Self { server: None, dir: site.folder("collector")?, port: free_port()?, credential: String::new() };
+        let mut collector = Self {
+            server: None,
+            dir: site.folder("collector")?,
+            port: free_port()?,
+            credential: String::new(),
+        };
         collector.resume()?;
         let log = collector.log();
         let credential = log.split_whitespace().find(|word| word.starts_with("weircred1-"));
-        collector.credential = credential.context("the collector's first start printed no credential")?.to_owned();
+        collector.credential =
+            credential.context("the collector's first start printed no credential")?.to_owned();
         Ok(collector)
     }
 
     /// Starts it again over the same data.
     pub fn resume(&mut self) -> anyhow::Result<()> {
-        let mut server = Server::start(
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts it again and does not wait until it listens.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        let server = Server::start(
             "weir-collector",
             Command::new(program("weir-collector")?)
                 .arg("serve")
@@ -39,10 +50,23 @@ impl Collector {
                 .arg(self.dir.join("data")),
             &self.dir.join("log"),
         )?;
-        let port = self.port;
-        server.wait_until("the collector listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())?;
         self.server = Some(server);
         Ok(())
+    }
+
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let port = self.port;
+        let server = self.server.as_mut().context("the collector was not started")?;
+        server
+            .wait_until("the collector listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.server.as_mut().is_some_and(Server::is_alive)
+    }
+
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        crate::process::admin_page(&self.log(), "/metrics")
     }
 
     pub fn stop(&mut self, signal: Signal) -> anyhow::Result<()> {
@@ -51,6 +75,22 @@ impl Collector {
 
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// Reads or changes its index behind its back: the rows, columns separated by `|`, blobs in hex; and how many rows
+    /// were changed.
+    pub fn index(&self, statement: &str) -> anyhow::Result<(Vec<String>, i64)> {
+        const SCRIPT: &str = "import sqlite3, sys\n\
+            index = sqlite3.connect(sys.argv[1])\n\
+            cursor = index.execute(sys.argv[2])\n\
+            for row in cursor: print('|'.join(v.hex() if isinstance(v, bytes) else str(v) for v in row))\n\
+            index.commit()\n\
+            print(cursor.rowcount)";
+        let index = self.data().join("index.sqlite");
+        let text = run(Command::new("python3").args(["-c", SCRIPT]).arg(index).arg(statement))?;
+        let mut rows: Vec<String> = text.lines().map(str::to_owned).collect();
+        let changed = rows.pop().context("no answer from the index")?;
+        Ok((rows, changed.parse()?))
     }
 
     pub fn log(&self) -> String {
@@ -64,7 +104,10 @@ impl Collector {
     /// The client, with its credential.
     pub fn weir(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(program("weir")?);
-        command.args(arguments).env("WEIR_CREDENTIAL", &self.credential).env("WEIR_CONFIG_DIR", self.dir.join("client"));
+        command
+            .args(arguments)
+            .env("WEIR_CREDENTIAL", &self.credential)
+            .env("WEIR_CONFIG_DIR", self.dir.join("client"));
         Ok(command)
     }
 

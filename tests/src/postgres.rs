@@ -22,7 +22,8 @@ pub struct Postgres {
 
 impl Postgres {
     pub fn start(site: &Site, name: &str) -> anyhow::Result<Self> {
-        let user = nix::unistd::User::from_name("postgres")?.context("no user postgres: `cargo xtask setup`")?;
+        let user =
+            nix::unistd::User::from_name("postgres")?.context("no user postgres: `cargo xtask setup`")?;
         let dir = site.folder(name)?;
         chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
         let data = dir.join("data");
@@ -41,7 +42,7 @@ impl Postgres {
             data.join("postgresql.auto.conf"),
             format!(
                 "listen_addresses = '127.0.0.1,::1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n\
-                 max_connections = 200\nlog_statement = 'all'\nlog_line_prefix = '%m [%p] '\nshared_buffers = '32MB'\n",
+                 max_connections = 200\nlog_statement = 'all'\nlog_line_prefix = '%m [%p] app=%a '\nshared_buffers = '32MB'\n",
                 dir.display()
             ),
         )?;
@@ -83,6 +84,39 @@ impl Postgres {
     /// The server's own log: the truth about what was executed.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// The statements that its log names, of clients whose application_name is `application`, in order of the log.
+    pub fn statements(&self, application: &str) -> Vec<String> {
+        let mine = format!(" app={application} LOG:  ");
+        let mut statements: Vec<String> = Vec::new();
+        let mut inside = false;
+        for line in self.log().lines() {
+            if let Some(more) = line.strip_prefix('\t') {
+                if let Some(statement) = statements.last_mut().filter(|_| inside) {
+                    statement.push('\n');
+                    statement.push_str(more);
+                }
+                continue;
+            }
+            let logged = line.split_once(&mine).and_then(|(_, logged)| {
+                let executed =
+                    || logged.strip_prefix("execute ").and_then(|rest| Some(rest.split_once(": ")?.1));
+                logged.strip_prefix("statement: ").or_else(executed)
+            });
+            inside = logged.is_some();
+            statements.extend(logged.map(str::to_owned));
+        }
+        statements
+    }
+
+    /// Lets a user in by another method than SCRAM.
+    pub fn let_in(&self, user: &str, method: &str) -> anyhow::Result<()> {
+        let path = self.dir.join("data/pg_hba.conf");
+        let rules = fs::read_to_string(&path)?;
+        fs::write(&path, format!("host all {user} 127.0.0.1/32 {method}\n{rules}"))?;
+        self.sql("SELECT pg_reload_conf()")?;
+        Ok(())
     }
 
     pub fn release(mut self) -> Option<u32> {

@@ -1,10 +1,12 @@
 //! Children that die with their owner, and commands whose failure says what they printed.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -130,9 +132,136 @@ pub fn output(command: &mut Command) -> anyhow::Result<Output> {
     command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))
 }
 
+/// Ports for servers, below those that the kernel gives to clients: a server that was killed finds its port free when it
+/// is started again.
+const SERVER_PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// A TCP port on loopback that nobody has now.
 pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Tests that run side by side begin at different places.
+    let start = (std::process::id() % 600) as u16 * 20;
+    for _ in 0..SERVER_PORTS.len() {
+        let step = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = SERVER_PORTS.start + step % SERVER_PORTS.len() as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port between {} and {} is free", SERVER_PORTS.start, SERVER_PORTS.end)
+}
+
+/// A page of the admin listener whose address is the last that a program's log names.
+pub fn admin_page(log: &str, path: &str) -> anyhow::Result<String> {
+    let line = log
+        .lines()
+        .rev()
+        .find(|line| line.contains("admin listener"))
+        .context("no admin listener in the log")?;
+    let line = without_colours(line);
+    let words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '"' || c == ',');
+    let address = words.filter_map(|word| word.parse::<std::net::SocketAddr>().ok()).next_back();
+    let address = address.with_context(|| format!("no address in {line:?}"))?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        bail!("{path}: {head}");
+    }
+    Ok(body.to_owned())
+}
+
+/// A log line as a person sees it.
+fn without_colours(line: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        plain.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    plain + rest
+}
+
+/// A child that is spoken with line by line.
+pub struct Dialogue {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Dialogue {
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().context("no stdout")?);
+        Ok(Self { child, input, output })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line it prints; empty at its end.
+    pub fn hear(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    pub fn say(&mut self, line: impl std::fmt::Display) -> anyhow::Result<()> {
+        let input = self.input.as_mut().context("its stdin is closed")?;
+        writeln!(input, "{line}")?;
+        Ok(input.flush()?)
+    }
+
+    pub fn ask(&mut self, line: impl std::fmt::Display) -> anyhow::Result<String> {
+        self.say(line)?;
+        self.hear()
+    }
+
+    /// Ends its stdin and waits for its end.
+    pub fn end(mut self) -> anyhow::Result<ExitStatus> {
+        self.input = None;
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("a child did not end within {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends it the hard way.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Dialogue {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nobody to kill or to wait for.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Memory that a process has in RAM now, bytes.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
 }
 
 /// Waits for a state of the world.

@@ -131,9 +131,18 @@ impl Drop for Site {
     }
 }
 
+/// Gives the calling thread, and all that it starts from now on, a network of its own: loopback, and what the test adds.
+/// It goes with its last process.
+pub fn enter_own_network() -> anyhow::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    crate::process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    Ok(())
+}
+
 /// Where cgroup2 is mounted: hybrid hosts mount it elsewhere.
 pub fn cgroup2_mount() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+    let mount =
+        mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
     mount.map(PathBuf::from).context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }

@@ -88,7 +88,10 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
     step("an agent at work, governed");
     let dir = site.folder("work")?;
     fs::write(dir.join("agent.sh"), AGENT)?;
-    fs::write(dir.join("lookup.sql"), "\\set id random(1, 3)\nSELECT customer, amount FROM orders WHERE id = :id;\n")?;
+    fs::write(
+        dir.join("lookup.sql"),
+        "\\set id random(1, 3)\nSELECT customer, amount FROM orders WHERE id = :id;\n",
+    )?;
     let script = dir.join("agent.sh").display().to_string();
     let mut exec = agent.exec(&["task=demo"], &["bash", &script])?;
     exec.envs(postgres.environment())
@@ -165,8 +168,11 @@ fn keep(site: Site, postgres: Postgres, collector: Collector, agent: Agent, run:
     println!("  {weir} show {run}");
     println!("  {weir_agent} status --config {config}");
     println!("  {} {weir_agent} exec --config {config} -- psql", environment.join(" "));
-    let pids: Vec<String> =
-        [agent.release(), collector.release(), postgres.release()].into_iter().flatten().map(|pid| pid.to_string()).collect();
+    let pids: Vec<String> = [agent.release(), collector.release(), postgres.release()]
+        .into_iter()
+        .flatten()
+        .map(|pid| pid.to_string())
+        .collect();
     let removal = site.removal();
     let dir = site.keep();
     println!("\nEnd it:\n\n  kill {}; sleep 6; {removal}; rm -rf {}\n", pids.join(" "), dir.display());
