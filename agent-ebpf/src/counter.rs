@@ -26,6 +26,8 @@ pub enum Counter {
     ProcessesFull = 9,
     /// A device binding could not be undone: the connection is refused, because it would hang.
     RefusedDevice = 10,
+    /// Refused: this network namespace has no route to the destination.
+    RefusedNoRoute = 11,
 }
 
 impl Counter {
@@ -33,7 +35,7 @@ impl Counter {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every counter with the name it has in metrics and status.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::Redirected, "redirected"),
         (Self::RefusedNotReady, "refused_not_ready"),
         (Self::RefusedNoListener, "refused_no_listener"),
@@ -45,6 +47,7 @@ impl Counter {
         (Self::StrangerPort, "stranger_port"),
         (Self::ProcessesFull, "processes_full"),
         (Self::RefusedDevice, "refused_device"),
+        (Self::RefusedNoRoute, "refused_no_route"),
     ];
 }
 

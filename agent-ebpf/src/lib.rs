@@ -1,8 +1,8 @@
 //! What the eBPF programs and their loader agree on: the records and the keys and values of every map.
 //!
-//! Everything here is `repr(C)`, has its size asserted and no padding. Addresses and ports are in network order in
-//! none of the *ports* and all of the *addresses*: see [`Address`]. A change of any layout raises [`ABI`], which names the
-//! directory that the maps are pinned in, so that no program ever reads a map of another layout.
+//! Everything here is `repr(C)`, has its size asserted and no padding. Addresses are in network order (see [`Address`]),
+//! ports in host order. A change of any layout raises [`ABI`], which names the directory that the maps are pinned in, so that
+//! no program ever meets a map of another layout.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -14,7 +14,7 @@ mod tables;
 pub use counter::Counter;
 pub use offsets::TaskOffsets;
 pub use record::{Address, Comm, FlowRecord, Form, RunBytes, TupleKey, Who, flags};
-pub use tables::{Entrance, Membership, ProcessEntry, Settings};
+pub use tables::{Entrance, Membership, ProcessEntry, RouteTarget, Settings, entrance_flags};
 
 /// The version of all layouts in this crate.
 pub const ABI: u32 = 1;
@@ -35,6 +35,8 @@ pub const PROCESSES_MAX: usize = 65_536;
 pub const CGROUPS_MAX: usize = 16_384;
 /// Network namespaces with listeners of ours.
 pub const ENTRANCES_MAX: usize = 4_096;
+/// Routes of all namespaces with listeners of ours. A namespace with more is taken to reach everything.
+pub const ROUTES_MAX: usize = 65_536;
 
 /// Implements aya's marker for plain data. The loader is the only user of this feature.
 #[cfg(feature = "loader")]
@@ -43,7 +45,9 @@ pub const ENTRANCES_MAX: usize = 4_096;
     reason = "the marker trait is unsafe, and foreign to the crate that could say it elsewhere"
 )]
 mod loader {
-    use crate::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TaskOffsets, TupleKey};
+    use crate::{
+        Entrance, FlowRecord, Membership, ProcessEntry, RouteTarget, Settings, TaskOffsets, TupleKey,
+    };
 
     // SAFETY (all): `repr(C)`, only integers and arrays of integers, no padding (sizes are asserted where they are defined), so
     // any bytes are a value and every byte of a value is initialised.
@@ -53,5 +57,6 @@ mod loader {
     unsafe impl aya::Pod for Membership {}
     unsafe impl aya::Pod for Entrance {}
     unsafe impl aya::Pod for Settings {}
+    unsafe impl aya::Pod for RouteTarget {}
     unsafe impl aya::Pod for TaskOffsets {}
 }

@@ -35,7 +35,34 @@ pub struct Entrance {
     pub v4_port: u16,
     /// Host order; 0 = no listener of this family: refuse.
     pub v6_port: u16,
-    pub reserved: u32,
+    /// See [`entrance_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Entrance::flags`].
+pub mod entrance_flags {
+    /// `ROUTES` holds this namespace's routes: what none of them covers is unreachable.
+    pub const ROUTES_KNOWN: u32 = 1;
+}
+
+/// What a key of `ROUTES` matches: network namespace, then destination. The map's own key has a prefix length in bits before
+/// it, so a route of n bits has [`RouteTarget::NETNS_BITS`] + n, for IPv4 + 96 more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteTarget {
+    /// A netns cookie, low word first. In words, since the prefix length leaves no room for the alignment of more.
+    pub netns: [u32; 2],
+    pub address: crate::Address,
+}
+
+impl RouteTarget {
+    pub const NETNS_BITS: u32 = 64;
+    pub const BITS: u32 = Self::NETNS_BITS + 128;
+
+    #[must_use]
+    pub const fn new(netns_cookie: u64, address: crate::Address) -> Self {
+        Self { netns: [netns_cookie as u32, (netns_cookie >> 32) as u32], address }
+    }
 }
 
 /// `SETTINGS`, one element.
@@ -51,3 +78,4 @@ const _: () = assert!(size_of::<ProcessEntry>() == 32);
 const _: () = assert!(size_of::<Membership>() == 24);
 const _: () = assert!(size_of::<Entrance>() == 16);
 const _: () = assert!(size_of::<Settings>() == 8);
+const _: () = assert!(size_of::<RouteTarget>() == 24 && align_of::<RouteTarget>() == 4);

@@ -10,11 +10,12 @@ use aya_ebpf::{
     },
     programs::SockAddrContext,
 };
-use weir_agent_ebpf::{ABI, Address, Counter, Entrance, FlowRecord, Form, Who, flags};
+use weir_agent_ebpf::{ABI, Address, Counter, Entrance, FlowRecord, Form, Who, entrance_flags, flags};
 
 use super::{
     listener::{self, Listener},
     maps::{ENTRANCES, ORIGINS, count, has_mptcp, storage, storage_forget, storage_or_new},
+    routes,
     selection::{self, Decision},
     task::Process,
 };
@@ -31,26 +32,19 @@ const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
 const LOOPBACK_V4: u32 = 0x7f00_0001_u32.to_be();
 const LOOPBACK_V6: Address = [0, 0, 0, 1_u32.to_be()];
 
-/// What the kernel is told to do with the call.
-pub(super) enum Ruling {
-    Proceed,
-    Refuse,
+/// What becomes of the call.
+enum Ruling {
+    /// It goes where it wanted to.
+    Alone,
+    /// To the proxy, on this port of the loopback.
+    Redirect(u16),
+    /// The application is told this errno.
+    Refuse(i32),
 }
 
-impl Ruling {
-    #[inline(always)]
-    pub(super) fn into_return_value(self) -> i32 {
-        match self {
-            Self::Proceed => 1,
-            Self::Refuse => {
-                // Without it the application would be told EPERM, which nobody expects of connect().
-                // SAFETY: the helper takes any errno.
-                unsafe { bpf_set_retval(-ECONNREFUSED) };
-                0
-            }
-        }
-    }
-}
+/// The kernel's words for "go on" and "do not".
+const PROCEED: i32 = 1;
+const STOP: i32 = 0;
 
 /// The destination the application gave.
 struct Asked {
@@ -83,7 +77,7 @@ impl Asked {
 }
 
 #[inline(always)]
-pub(super) fn ipv4(ctx: &SockAddrContext) -> Ruling {
+pub(super) fn ipv4(ctx: &SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: fields of the context, read whole and once: the verifier refuses reads through a moved context pointer,
     // which is what the compiler makes of reads it may merge or move.
@@ -93,18 +87,22 @@ pub(super) fn ipv4(ctx: &SockAddrContext) -> Ruling {
     // Linux takes the unspecified address for this host.
     let ip = if ip == 0 { LOOPBACK_V4 } else { ip };
     let asked = Asked { form: Form::V4, address: [0, 0, MAPPED_PREFIX, ip], port: u16::from_be(port as u16) };
-    let Some(port) = rule(ctx, &asked) else { return Ruling::Proceed };
-    let Some(port) = port else { return Ruling::Refuse };
-    // SAFETY: the fields this hook may write, each in one store of its own width.
-    unsafe {
-        (&raw mut (*call).user_ip4).write_volatile(LOOPBACK_V4);
-        (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+    match rule(ctx, &asked) {
+        Ruling::Alone => PROCEED,
+        Ruling::Refuse(errno) => refuse(errno),
+        Ruling::Redirect(port) => {
+            // SAFETY: the fields this hook may write, each in one store of its own width.
+            unsafe {
+                (&raw mut (*call).user_ip4).write_volatile(LOOPBACK_V4);
+                (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+            }
+            PROCEED
+        }
     }
-    Ruling::Proceed
 }
 
 #[inline(always)]
-pub(super) fn ipv6(ctx: &SockAddrContext) -> Ruling {
+pub(super) fn ipv6(ctx: &SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     let (address, port) = read_ipv6(call);
     let mapped = address[0] == 0 && address[1] == 0 && address[2] == MAPPED_PREFIX;
@@ -118,82 +116,106 @@ pub(super) fn ipv6(ctx: &SockAddrContext) -> Ruling {
         address
     };
     let asked = Asked { form, address, port };
-    let Some(port) = rule(ctx, &asked) else { return Ruling::Proceed };
-    let Some(port) = port else { return Ruling::Refuse };
     let (prefix, last) = if mapped { (MAPPED_PREFIX, LOOPBACK_V4) } else { (0, LOOPBACK_V6[3]) };
-    // SAFETY: as for IPv4.
-    unsafe {
-        (&raw mut (*call).user_ip6[0]).write_volatile(0);
-        (&raw mut (*call).user_ip6[1]).write_volatile(0);
-        (&raw mut (*call).user_ip6[2]).write_volatile(prefix);
-        (&raw mut (*call).user_ip6[3]).write_volatile(last);
-        (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+    match rule(ctx, &asked) {
+        Ruling::Alone => PROCEED,
+        Ruling::Refuse(errno) => refuse(errno),
+        Ruling::Redirect(port) => {
+            // SAFETY: as for IPv4.
+            unsafe {
+                (&raw mut (*call).user_ip6[0]).write_volatile(0);
+                (&raw mut (*call).user_ip6[1]).write_volatile(0);
+                (&raw mut (*call).user_ip6[2]).write_volatile(prefix);
+                (&raw mut (*call).user_ip6[3]).write_volatile(last);
+                (&raw mut (*call).user_port).write_volatile(u32::from(port.to_be()));
+            }
+            PROCEED
+        }
     }
-    Ruling::Proceed
 }
 
-/// `None`: leave it alone. `Some(None)`: refuse. `Some(Some(port))`: to the proxy on this port of the loopback.
+/// Without the errno the application would be told EPERM, which nobody expects of connect().
 #[inline(always)]
-fn rule(ctx: &SockAddrContext, asked: &Asked) -> Option<Option<u16>> {
+fn refuse(errno: i32) -> i32 {
+    // SAFETY: the helper takes any errno.
+    unsafe { bpf_set_retval(-errno) };
+    STOP
+}
+
+#[inline(always)]
+fn rule(ctx: &SockAddrContext, asked: &Asked) -> Ruling {
     let call = ctx.sock_addr;
     // SAFETY: context fields, as in `ipv4`.
     let (kind, protocol) = unsafe {
         ((&raw const (*call).type_).read_volatile(), (&raw const (*call).protocol).read_volatile())
     };
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
-        return None;
+        return Ruling::Alone;
     }
-    // SAFETY: the socket of the context; never null in this hook, but the verifier cannot know the union's field otherwise.
+    // SAFETY: the socket of the context; never null in this hook, which the verifier does not know.
     let sk = unsafe { (*call).__bindgen_anon_1.sk };
     if sk.is_null() {
-        return Some(None);
+        return Ruling::Refuse(ECONNREFUSED);
     }
 
     let process = Process::current();
     if process.kernel_thread {
         count(Counter::PassedKernel);
-        leave_alone(ctx, sk);
-        return None;
+        return leave_alone(ctx, sk);
     }
     let decision = selection::decide(&process);
     if decision.who == Who::Exempt as u8 {
         count(Counter::PassedExempt);
-        leave_alone(ctx, sk);
-        return None;
+        return leave_alone(ctx, sk);
     }
     if asked.is_local() {
         match asked.listener(ctx) {
             Listener::None => {
                 count(Counter::RefusedNoListener);
-                return Some(None);
+                return Ruling::Refuse(ECONNREFUSED);
             }
             Listener::Agent(_) => {
                 count(Counter::PassedProxyPort);
-                leave_alone(ctx, sk);
-                return None;
+                return leave_alone(ctx, sk);
             }
             Listener::Unmarked => {}
         }
     }
-    let Some(port) = entrance(ctx, asked.form) else { return Some(None) };
-    if !remember(ctx, sk, asked, &process, &decision) {
-        return Some(None);
-    }
-    count(Counter::Redirected);
-    Some(Some(port))
-}
-
-/// The port of our listener for this family, if it is up and really ours.
-#[inline(always)]
-fn entrance(ctx: &SockAddrContext, form: Form) -> Option<u16> {
     // SAFETY: the helper takes the context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let Some((port, routes_known)) = entrance(ctx, netns, asked.form) else {
+        return Ruling::Refuse(ECONNREFUSED);
+    };
+    let device = Device::of(sk);
+    // A socket bound to a device may reach what no route covers.
+    if routes_known && device.index() == 0 {
+        let errno = routes::errno(netns, asked.address);
+        if errno != 0 {
+            count(Counter::RefusedNoRoute);
+            return Ruling::Refuse(errno);
+        }
+    }
+    if device.bound != 0 && !bind_to_device(ctx, 0) {
+        count(Counter::RefusedDevice);
+        return Ruling::Refuse(ECONNREFUSED);
+    }
+    if !remember(ctx, sk, asked, &process, &decision, device.index()) {
+        count(Counter::RefusedFull);
+        return Ruling::Refuse(ECONNREFUSED);
+    }
+    count(Counter::Redirected);
+    Ruling::Redirect(port)
+}
+
+/// The port of our listener for this family, if it is up and really ours; and whether the namespace's routes are known.
+#[inline(always)]
+fn entrance(ctx: &SockAddrContext, netns: u64, form: Form) -> Option<(u16, bool)> {
     let Some(entrance) = ENTRANCES.get_ptr(netns) else {
         count(Counter::RefusedNotReady);
         return None;
     };
     // SAFETY: a map value stays readable until the program ends, and an entrance is replaced, never changed in place.
-    let Entrance { generation, v4_port, v6_port, .. } = unsafe { *entrance };
+    let Entrance { generation, v4_port, v6_port, flags } = unsafe { *entrance };
     let (port, listener) = match form {
         Form::V4 | Form::Mapped => (v4_port, listener::ipv4(ctx, LOOPBACK_V4, v4_port)),
         Form::V6 => (v6_port, listener::ipv6(ctx, LOOPBACK_V6, v6_port)),
@@ -201,13 +223,43 @@ fn entrance(ctx: &SockAddrContext, form: Form) -> Option<u16> {
     match listener {
         _ if port == 0 => count(Counter::RefusedNotReady),
         Listener::None => count(Counter::RefusedNotReady),
-        Listener::Agent(found) if found == generation => return Some(port),
+        Listener::Agent(found) if found == generation => {
+            return Some((port, flags & entrance_flags::ROUTES_KNOWN != 0));
+        }
         Listener::Agent(_) | Listener::Unmarked => count(Counter::StrangerPort),
     }
     None
 }
 
-/// Writes the record into the client's socket.
+/// What the client bound its socket to.
+struct Device {
+    /// Bound now.
+    bound: u32,
+    /// Was bound until an earlier connect() of this socket was redirected.
+    undone: u32,
+}
+
+impl Device {
+    #[inline(always)]
+    fn of(sk: *mut bpf_sock) -> Self {
+        // SAFETY: a readable field of the context's socket, and that socket's own record.
+        unsafe {
+            let record: *const FlowRecord = storage(&ORIGINS, sk);
+            let undone = !record.is_null() && (*record).flags & flags::DEVICE_BOUND != 0;
+            Self {
+                bound: (&raw const (*sk).bound_dev_if).read_volatile(),
+                undone: if undone { (*record).bound_device } else { 0 },
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn index(&self) -> u32 {
+        if self.bound != 0 { self.bound } else { self.undone }
+    }
+}
+
+/// Writes the record into the client's socket; false if there is no memory for it.
 #[inline(always)]
 fn remember(
     ctx: &SockAddrContext,
@@ -215,24 +267,15 @@ fn remember(
     asked: &Asked,
     process: &Process,
     decision: &Decision,
+    device: u32,
 ) -> bool {
     // SAFETY: `sk` is the context's socket. The record is this socket's own; connect() holds the socket's lock, so
     // nobody else writes it. Fields of `sk` are read as the verifier allows for a full socket.
     unsafe {
         let record: *mut FlowRecord = storage_or_new(&ORIGINS, sk, core::ptr::null_mut());
         if record.is_null() {
-            count(Counter::RefusedFull);
             return false;
         }
-        // A second connect() of a socket finds the binding that the first one undid.
-        let undone = if (*record).flags & flags::DEVICE_BOUND != 0 { (*record).bound_device } else { 0 };
-        let bound = (&raw const (*sk).bound_dev_if).read_volatile();
-        let device = if bound != 0 { bound } else { undone };
-        if bound != 0 && !bind_to_device(ctx, 0) {
-            count(Counter::RefusedDevice);
-            return false;
-        }
-
         let (source, source_port) = bound_source(sk, asked.form);
         let source_bound = source_port != 0 || source[0] != 0 || source[1] != 0 || source[3] != 0;
         let ids = bpf_get_current_uid_gid();
@@ -301,7 +344,7 @@ fn bound_source(sk: *const bpf_sock, form: Form) -> (Address, u16) {
 
 /// A socket that was redirected before and is not now: no old origin must show through, and its device is its own again.
 #[inline(always)]
-fn leave_alone(ctx: &SockAddrContext, sk: *mut bpf_sock) {
+fn leave_alone(ctx: &SockAddrContext, sk: *mut bpf_sock) -> Ruling {
     // SAFETY: `sk` is the context's socket, the record its own.
     unsafe {
         // Its inner socket may be another than before.
@@ -310,14 +353,14 @@ fn leave_alone(ctx: &SockAddrContext, sk: *mut bpf_sock) {
             storage_forget(&ORIGINS, owner);
         }
         let record: *mut FlowRecord = storage(&ORIGINS, sk);
-        if record.is_null() {
-            return;
+        if !record.is_null() {
+            if (*record).flags & flags::DEVICE_BOUND != 0 {
+                let _ = bind_to_device(ctx, (*record).bound_device);
+            }
+            storage_forget(&ORIGINS, sk);
         }
-        if (*record).flags & flags::DEVICE_BOUND != 0 {
-            let _ = bind_to_device(ctx, (*record).bound_device);
-        }
-        storage_forget(&ORIGINS, sk);
     }
+    Ruling::Alone
 }
 
 #[inline(always)]

@@ -5,13 +5,13 @@ use core::{arch::asm, ffi::c_void};
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use weir_agent_ebpf::{
     CGROUPS_MAX, Counter, ENTRANCES_MAX, Entrance, FlowRecord, Membership, PROCESSES_MAX, ProcessEntry,
-    Settings, TUPLES_MAX, TaskOffsets, TupleKey,
+    ROUTES_MAX, RouteTarget, Settings, TUPLES_MAX, TaskOffsets, TupleKey,
 };
 
 /// Most tables are sized for the worst hour and nearly empty in most: they take memory as they fill.
@@ -45,6 +45,11 @@ pub(super) static CGROUPS: HashMap<u64, Membership, CGROUPS_MAX, ON_DEMAND> = Ha
 /// netns cookie -> the agent's listeners there.
 #[btf_map]
 pub(super) static ENTRANCES: HashMap<u64, Entrance, ENTRANCES_MAX, ON_DEMAND> = HashMap::new();
+
+/// Longest prefix -> errno of a connect() there, 0 = reachable. Kept by user space from the kernel's own tables: a hook cannot ask
+/// those, and after redirection every destination would seem reachable.
+#[btf_map]
+pub(super) static ROUTES: LpmTrie<RouteTarget, u32, ROUTES_MAX> = LpmTrie::new();
 
 #[btf_map]
 pub(super) static SETTINGS: Array<Settings, 1> = Array::new();

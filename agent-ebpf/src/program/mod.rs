@@ -14,6 +14,7 @@ mod handover;
 mod listener;
 mod maps;
 mod processes;
+mod routes;
 mod selection;
 mod task;
 mod transparency;
@@ -25,12 +26,12 @@ use aya_ebpf::{
 
 #[cgroup_sock_addr(connect4)]
 fn weir_connect4(ctx: SockAddrContext) -> i32 {
-    connect::ipv4(&ctx).into_return_value()
+    connect::ipv4(&ctx)
 }
 
 #[cgroup_sock_addr(connect6)]
 fn weir_connect6(ctx: SockAddrContext) -> i32 {
-    connect::ipv6(&ctx).into_return_value()
+    connect::ipv6(&ctx)
 }
 
 #[cgroup_sock_addr(getpeername4)]

@@ -1,18 +1,20 @@
 //! [`Redirection`]: the programs in the kernel and the tables that steer them.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::MapError;
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
-use weir_agent_ebpf::{Counter, Entrance, Membership, ProcessEntry, Settings};
+use weir_agent_ebpf::{Counter, Entrance, Membership, ProcessEntry, Settings, entrance_flags};
 use weir_proto::RunId;
 
 use super::flow::{run_id, run_words};
 use super::object::{Accepted, Object, Tables};
 use super::pins::{self, Pins};
+use super::routes::RouteWatch;
 use super::{
     Cgroup, Counters, Flow, Gate, ProcessStart, RedirectionError, Who, gate, kernel_types, links, sys,
 };
@@ -44,7 +46,9 @@ pub(crate) enum Otherwise {
 /// The attached redirection. Dropping it, or dying, leaves the programs attached: governed connects are then refused until
 /// an agent adopts them. Only [`Redirection::detach`] ends it.
 pub(crate) struct Redirection {
-    tables: Mutex<Tables>,
+    tables: Arc<Mutex<Tables>>,
+    /// By netns cookie. Ends before the pins are given up.
+    routes: Mutex<HashMap<u64, RouteWatch>>,
     accepted: Accepted,
     /// The mark of this agent's listeners: of this start, not of the pins.
     generation: u64,
@@ -64,8 +68,14 @@ impl Redirection {
         let pins = Pins::open(&scope.pins)?;
         let mut object = Object::load(&pins, &kernel, scope.tuples_max)?;
         let (tables, accepted) = object.tables()?;
-        let redirection =
-            Self { tables: Mutex::new(tables), accepted, generation: generation()?, scope: governed, pins };
+        let redirection = Self {
+            tables: Arc::new(Mutex::new(tables)),
+            routes: Mutex::default(),
+            accepted,
+            generation: generation()?,
+            scope: governed,
+            pins,
+        };
         // An earlier agent's listeners are gone, and its ports may be anybody's.
         redirection.withdraw()?;
         redirection.settle(scope.otherwise)?;
@@ -75,14 +85,15 @@ impl Redirection {
         Ok(redirection)
     }
 
-    /// Sends redirected connections of this network namespace to these listeners from now on, on 127.0.0.1 and ::1. Without
-    /// `v6` IPv6 connections are refused.
+    /// Sends redirected connections of these listeners' network namespace to them from now on, on 127.0.0.1 and ::1. Without
+    /// `v6` IPv6 connections are refused. Call it from a thread in that namespace: its routes are watched.
     pub(crate) fn serve<L: AsFd>(&self, v4: &L, v6: Option<&L>) -> Result<(), RedirectionError> {
         let socket = |doing| move |source| RedirectionError::Socket { doing, source };
         let v4_port = listening_port(v4, "127.0.0.1")?;
         let v6_port = v6.map_or(Ok(0), |v6| listening_port(v6, "::1"))?;
         let netns =
             sys::netns_cookie(v4.as_fd()).map_err(socket("ask for a listener's network namespace"))?;
+        let flags = if self.watch_routes(netns) { entrance_flags::ROUTES_KNOWN } else { 0 };
         let mut tables = self.tables();
         for listener in [Some(v4), v6].into_iter().flatten() {
             tables
@@ -90,7 +101,7 @@ impl Redirection {
                 .insert(&listener.as_fd().as_raw_fd(), self.generation, 0)
                 .map_err(RedirectionError::table("mark a listener as the agent's"))?;
         }
-        let entrance = Entrance { generation: self.generation, v4_port, v6_port, reserved: 0 };
+        let entrance = Entrance { generation: self.generation, v4_port, v6_port, flags };
         tables
             .entrances
             .insert(netns, entrance, 0)
@@ -176,7 +187,13 @@ impl Redirection {
     }
 
     pub(crate) fn gates(&self) -> Vec<Gate> {
-        gate::all(&self.scope)
+        let routes_known = self
+            .tables()
+            .entrances
+            .iter()
+            .filter_map(Result::ok)
+            .all(|(_, entrance)| entrance.flags & entrance_flags::ROUTES_KNOWN != 0);
+        gate::all(&self.scope, routes_known)
     }
 
     /// Removes the programs and all tables: nothing is redirected or refused any more.
@@ -187,6 +204,35 @@ impl Redirection {
     /// Removes what a dead agent left at `pins`; refuses while an agent lives there.
     pub(crate) fn detach_abandoned(pins: &Path) -> Result<(), RedirectionError> {
         pins::remove_abandoned(pins)
+    }
+
+    /// False where the routes cannot be read: then every destination is taken to be reachable.
+    fn watch_routes(&self, netns: u64) -> bool {
+        let mut watched = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.get(&netns).is_some_and(RouteWatch::is_alive) {
+            return true;
+        }
+        let tables = self.tables.clone();
+        let lost = move |error| {
+            tracing::error!(%error, "the routes can no longer be watched: a connect() without one fails late, at the proxy");
+            let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nothing served there any more, nothing to change.
+            if let Ok(entrance) = tables.entrances.get(&netns, 0)
+                && let Err(error) = tables.entrances.insert(netns, Entrance { flags: 0, ..entrance }, 0)
+            {
+                tracing::error!(%error, "the kernel programs go on with the routes of that time");
+            }
+        };
+        match RouteWatch::start(netns, self.tables.clone(), lost) {
+            Ok(watch) => {
+                watched.insert(netns, watch);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the routes cannot be read: a connect() without one fails late, at the proxy");
+                false
+            }
+        }
     }
 
     fn settle(&self, otherwise: Otherwise) -> Result<(), RedirectionError> {

@@ -27,13 +27,14 @@ pub(crate) enum GateState {
 }
 
 /// The gates of the redirection that is attached at `scope`.
-pub(super) fn all(scope: &Cgroup) -> Vec<Gate> {
+pub(super) fn all(scope: &Cgroup, routes_known: bool) -> Vec<Gate> {
     // Their programs are attached, or attach() would have failed.
     let attached = ["connect", "hand-over", "getpeername", "process-tree"]
         .map(|name| Gate { name, state: GateState::Holds });
     let judged = [
         Gate { name: "cgroup-move", state: cgroup_move(scope) },
         Gate { name: "process-start", state: process_start() },
+        Gate { name: "no-route", state: no_route(routes_known) },
         Gate { name: "getpeername-mptcp", state: getpeername_mptcp() },
     ];
     attached.into_iter().chain(judged).collect()
@@ -69,6 +70,15 @@ fn process_start() -> GateState {
         Some(_) => GateState::Holds,
         None => GateState::Weakened("/proc is not mounted, or hides processes".into()),
     }
+}
+
+fn no_route(known: bool) -> GateState {
+    if known {
+        return GateState::Holds;
+    }
+    GateState::Weakened(
+        "the routes cannot be read: a connect() without one succeeds and is reset by the proxy".into(),
+    )
 }
 
 /// An MPTCP connection is made by an inner socket: that is the one the connect hook sees, and its record is copied to the

@@ -4,6 +4,7 @@
 //! * [`flow`]: what the kernel saw of one connection
 //! * [`cgroup`]: the cgroup2 mount, and cgroups to attach to, to govern and to be in
 //! * [`process`]: the start of a process, which with its pid names it
+//! * [`routes`]: what has a route, so that a connect() that has none fails as it would without us
 //! * [`gate`], [`counters`]: what this kernel holds against bypass, and what happened so far
 //! * [`object`], [`links`], [`pins`], [`kernel_types`], [`sys`]: how the programs get into the kernel and stay there
 //!
@@ -26,6 +27,7 @@ mod links;
 mod object;
 mod pins;
 mod process;
+mod routes;
 #[expect(unsafe_code, reason = "bpf(2) and one socket option, which no crate here wraps")]
 mod sys;
 

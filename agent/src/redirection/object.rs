@@ -1,9 +1,10 @@
 //! The embedded eBPF object: loaded with this kernel's offsets, over the pinned maps if there are any.
 
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
-use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, Settings, TupleKey};
+use weir_agent_ebpf::{Entrance, FlowRecord, Membership, ProcessEntry, RouteTarget, Settings, TupleKey};
 
 use super::RedirectionError;
 use super::kernel_types::Kernel;
@@ -13,8 +14,8 @@ use super::pins::Pins;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_EBPF_OBJECT"));
 
 /// Maps that belong to one agent.
-const OWN_MAPS: [&str; 8] =
-    ["ORIGINS", "TUPLES", "ACCEPTED", "PROCESSES", "CGROUPS", "ENTRANCES", "SETTINGS", "COUNTERS"];
+const OWN_MAPS: [&str; 9] =
+    ["ORIGINS", "TUPLES", "ACCEPTED", "PROCESSES", "CGROUPS", "ENTRANCES", "ROUTES", "SETTINGS", "COUNTERS"];
 const SHARED_MAPS: [&str; 1] = ["LISTENERS"];
 
 /// The programs, loaded but not attached.
@@ -30,6 +31,7 @@ pub(super) struct Tables {
     pub(super) processes: HashMap<MapData, u32, ProcessEntry>,
     pub(super) cgroups: HashMap<MapData, u64, Membership>,
     pub(super) entrances: HashMap<MapData, u64, Entrance>,
+    pub(super) routes: LpmTrie<MapData, RouteTarget, u32>,
     pub(super) settings: Array<MapData, Settings>,
     pub(super) counters: PerCpuArray<MapData, u64>,
 }
@@ -84,6 +86,7 @@ impl Object {
             processes: self.take("PROCESSES")?,
             cgroups: self.take("CGROUPS")?,
             entrances: self.take("ENTRANCES")?,
+            routes: self.take("ROUTES")?,
             settings: self.take("SETTINGS")?,
             counters: self.take("COUNTERS")?,
         };

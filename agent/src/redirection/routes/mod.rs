@@ -1,0 +1,13 @@
+//! The kernel programs' copy of the routes of a network namespace.
+//!
+//! A redirected connect() always has a route: to the loopback. An application that tries addresses in turn (happy eyeballs)
+//! relies on being told at once that one has none, so the hook asks this copy and answers as the kernel would have.
+//! It errs towards reachable: then the connection goes to the proxy, fails there and is recorded.
+//!
+//! * [`table`]: what the kernel's routing messages (rtnetlink(7)) say, as prefixes and errnos
+//! * [`watch`]: reads them, now and whenever they change
+
+mod table;
+mod watch;
+
+pub(super) use watch::RouteWatch;
