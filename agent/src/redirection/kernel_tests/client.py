@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 TIMEOUT_S = 20
 
@@ -69,6 +70,15 @@ def mptcp(ip, port):
     talk(opened(ip, 262), ip, port)
 
 
+def fastopen(ip, port):
+    """The first bytes go with the SYN, and connect() is never called."""
+    sock = opened(ip)
+    sock.settimeout(None)
+    sock.sendto(b"first words", socket.MSG_FASTOPEN, (ip, int(port)))
+    peer = sock.getpeername()
+    print(f"peer={peer[0]},{peer[1]} {sock.makefile().readline().strip()}", flush=True)
+
+
 def udp(ip, port):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((ip, int(port)))
@@ -80,6 +90,27 @@ def thread(ip, port):
     worker = threading.Thread(target=connect, args=(ip, port))
     worker.start()
     worker.join()
+
+
+def thread_exec(ip, port):
+    """A thread that is not the main one replaces the whole process."""
+    again = [sys.executable, __file__, "now", "connect", ip, port]
+    threading.Thread(target=os.execv, args=(sys.executable, again)).start()
+    threading.Event().wait()
+
+
+def storm(count, ip, port):
+    """Many children at once, some of which have children; then a connection."""
+    for number in range(int(count)):
+        if os.fork() == 0:
+            if number % 5 == 0 and os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        connect(ip, port)
 
 
 def leaderless(ip, port):
@@ -131,6 +162,8 @@ def many(first, count, manner):
             made.append(f"{host},{port},{own},{line}")
         except OSError as error:
             made.append(f"{host},{port},0,error={errno.errorcode.get(error.errno, error)}")
+            # A refusal is quick: without a pause there would be nothing but refusals.
+            time.sleep(0.01)
         sock.close()
     print("\n".join(made), flush=True)
 

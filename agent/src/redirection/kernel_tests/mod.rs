@@ -106,6 +106,8 @@ fn threads_orphans_and_leaderless_processes_stay_in_their_run() {
     for arguments in [
         vec!["connect", "198.18.0.1", "80"],
         vec!["thread", "198.18.0.1", "80"],
+        vec!["thread_exec", "198.18.0.1", "80"],
+        vec!["storm", "500", "198.18.0.1", "80"],
         vec!["leaderless", "198.18.0.1", "80"],
         vec!["orphan", "198.18.0.1", "80", sibling],
     ] {
@@ -120,7 +122,8 @@ fn threads_orphans_and_leaderless_processes_stay_in_their_run() {
         assert_eq!(value(&line, "who"), "governed");
         let same_process = arguments[0] != "orphan";
         assert_eq!(value(&line, "pid") == pid.to_string(), same_process, "{line}");
-        assert_eq!(value(&line, "tid") == pid.to_string(), arguments[0] == "connect", "{line}");
+        let by_main_thread = matches!(arguments[0], "connect" | "thread_exec" | "storm");
+        assert_eq!(value(&line, "tid") == pid.to_string(), by_main_thread, "{arguments:?}: {line}");
         assert_eq!(agent.redirection.members(run), [0_u32; 0], "the last thread took the entry with it");
     }
     assert_eq!(agent.redirection.processes_known(), 1, "only the agent itself is left");
@@ -249,6 +252,14 @@ fn a_second_connect_of_a_socket_has_its_own_origin() {
 }
 
 #[test]
+fn fast_open_is_redirected() {
+    let ground = Ground::new();
+    let _agent = ground.agent();
+    let line = ground.ask(&["fastopen", "198.18.0.1", "80"]);
+    assert_eq!((value(&line, "origin"), value(&line, "peer")), ("198.18.0.1:80", "198.18.0.1,80"), "{line}");
+}
+
+#[test]
 fn datagrams_are_not_touched() {
     let ground = Ground::new();
     let agent = ground.agent();
@@ -323,6 +334,50 @@ fn while_the_agent_is_dead_connects_are_refused_and_the_next_one_adopts() {
         let cgroup_hook = !name.ends_with("ed");
         assert_eq!(link == old_link, cgroup_hook, "{name}: a cgroup's link is kept, its program was swapped");
     }
+}
+
+#[test]
+fn restarts_under_load_refuse_or_redirect_but_never_misdirect() {
+    const RESTARTS: usize = 20;
+    let ground = Ground::new();
+    let run = RunId::generate();
+    // One for v6 and mapped addresses as well as v4, one that resets at once.
+    let clients = [("0", "read"), ("20000", "reset"), ("40000", "read")]
+        .map(|(first, manner)| ground.client(&ground.governed, &["many", first, "6000", manner]));
+    let mut agent = ground.agent();
+    agent.redirection.govern_cgroup(ground.governed.id(), run).unwrap();
+    let running = clients.map(|client| std::thread::spawn(move || client.go()));
+    let mut arrivals = Vec::new();
+    for _ in 0..RESTARTS {
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        arrivals.extend(agent.arrived());
+        agent.die();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        agent = ground.agent();
+    }
+    let printed = running.map(|client| client.join().unwrap()).join("\n");
+    let (mut answered, mut refused) = (0, 0);
+    for line in printed.lines() {
+        let [host, port, _, answer] = line.splitn(4, ',').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let ip: std::net::IpAddr = host.parse().unwrap();
+        match answer {
+            "-" => {}
+            // Refused while it is dead; reset, or closed without a word, if it dies after the connect.
+            "error=ECONNREFUSED" | "error=ECONNRESET" | "" => refused += 1,
+            _ => {
+                assert_eq!(
+                    value(answer, "origin"),
+                    SocketAddr::new(ip.to_canonical(), port.parse().unwrap()).to_string()
+                );
+                assert_eq!(value(answer, "run"), run.to_string());
+                answered += 1;
+            }
+        }
+    }
+    arrivals.extend(agent.arrived());
+    assert!(answered > 1_000 && refused > 100, "{answered} answered, {refused} refused: not much of a load");
+    assert!(arrivals.iter().all(|(_, flow)| flow.as_ref().is_some_and(|flow| flow.run == Some(run))));
+    assert_eq!(agent.redirection.tuples_waiting(), 0);
 }
 
 #[test]
