@@ -202,16 +202,22 @@ fn what_cannot_be_reached_is_refused_and_recorded() {
     assert!(refused.contains("refused"), "{refused}");
     let refused = probe.ask(closed("::1")).unwrap();
     assert!(refused.contains("refused"), "{refused}");
-    // Elsewhere it is a reset after connect().
-    for address in [closed(FAR), "198.18.2.9:5432".parse().unwrap(), "198.19.0.1:5432".parse().unwrap()] {
-        let told = probe.ask(address).unwrap();
-        assert!(told.starts_with("failed") && told.contains("reset"), "{address}: {told}");
-    }
+    // Without a route connect() says what it says to a neighbour.
+    let nowhere: SocketAddr = "198.19.0.1:5432".parse().unwrap();
+    let directly = TcpStream::connect(nowhere).unwrap_err().to_string();
+    let told = probe.ask(nowhere).unwrap();
+    assert!(told.contains(&directly), "{told}; a neighbour: {directly}");
+    // A port that nobody listens on elsewhere is a reset after connect(), and a session.
+    let port = closed(FAR);
+    let told = probe.ask(port).unwrap();
+    assert!(told.starts_with("failed") && told.contains("reset"), "{told}");
+    let told = probe.ask("198.18.2.9:5432").unwrap();
+    assert!(told.starts_with("failed"), "{told}");
     assert!(probe.end().unwrap().success());
-    let run = ground.collector.settled("unreachable", 3).unwrap();
+    let run = ground.collector.settled("unreachable", 1).unwrap();
     let sessions = ground.collector.sessions(&run).unwrap();
-    let causes: Vec<_> = sessions.iter().map(|session| session.word("cause")).collect();
-    assert_eq!(causes, ["upstream-refused", "upstream-without-route", "upstream-without-route"]);
+    assert_eq!(sessions[0].origin(), Some(port));
+    assert_eq!(sessions[0].word("cause"), "upstream-refused");
     assert!(sessions.iter().all(|session| session.word("coverage") == "refused"), "{sessions:?}");
     assert!(ground.collector.verify(&[&run.id]).unwrap().holds());
 }
