@@ -1,6 +1,9 @@
 //! The mapped file. Everything here that is `unsafe` rests on one rule, kept by [`super::ring`]: the bytes of a record
 //! are written by the one holder of the append lock before the record is published, and read by others only after.
-#![expect(unsafe_code, reason = "a memory map that a kill cannot lose, shared between writers and the cutter")]
+#![expect(
+    unsafe_code,
+    reason = "a memory map that a kill cannot lose, shared between writers and the cutter"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::num::NonZeroUsize;
@@ -30,9 +33,8 @@ unsafe impl Sync for Map {}
 impl Map {
     /// Creates the file, takes all its blocks now (so that a full disk is an error here and no SIGBUS later), maps it.
     pub(super) fn create(path: &Path, id: &[u8; 16], ring_bytes: u64) -> Result<Self, JournalError> {
-        let fail = |doing| {
-            move |source: std::io::Error| JournalError::Io { path: path.to_owned(), doing, source }
-        };
+        let fail =
+            |doing| move |source: std::io::Error| JournalError::Io { path: path.to_owned(), doing, source };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -79,7 +81,10 @@ impl Map {
     /// The caller holds the append lock, and no published, unreclaimed record has any of these bytes.
     #[expect(clippy::mut_from_ref, reason = "the append lock makes the range exclusive")]
     pub(super) unsafe fn write(&self, at: usize, len: usize) -> &mut [u8] {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.ring_bytes), "a record lies within the ring");
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.ring_bytes),
+            "a record lies within the ring"
+        );
         // SAFETY: within the mapping by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(PAGE_BYTES + at), len) }
     }

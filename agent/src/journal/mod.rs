@@ -12,7 +12,7 @@ mod map;
 mod ring;
 mod scan;
 
-pub(crate) use layout::{FLAG_CLOSED, FLAG_OPENED, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, record_bytes};
+pub(crate) use layout::{FLAG_CLOSED, FLAG_OPENED, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN};
 pub(crate) use ring::{Append, Full, Journal, Record};
 pub(crate) use scan::{ScanEnd, Scanned, scan};
 
@@ -21,6 +21,8 @@ pub(crate) use scan::{ScanEnd, Scanned, scan};
 pub(crate) enum JournalError {
     #[error("journal {path}: {doing} failed")]
     Io { path: std::path::PathBuf, doing: &'static str, source: std::io::Error },
-    #[error("a journal holds {JOURNAL_BYTES_MIN} to {JOURNAL_BYTES_MAX} bytes, {0} were asked for; change journal_bytes")]
+    #[error(
+        "a journal holds {JOURNAL_BYTES_MIN} to {JOURNAL_BYTES_MAX} bytes, {0} were asked for; change journal_bytes"
+    )]
     Size(u64),
 }

@@ -1,4 +1,5 @@
-//! Appending to the ring, reading back from it, giving its space free.
+//! Appending to the ring, reading back from it, giving its space free. Keeps the rule that [`super::map`] rests on.
+#![expect(unsafe_code, reason = "says which bytes of the map are whose: two places, both argued")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +10,8 @@ use weir_proto::SessionId;
 
 use super::JournalError;
 use super::layout::{
-    END_BYTES, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, PAGE_BYTES, RECORD_HEADER_BYTES, RecordHead, SKIP, head_of,
-    put_head, record_bytes,
+    END_BYTES, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, PAGE_BYTES, RECORD_HEADER_BYTES, RecordHead, SKIP,
+    head_of, put_head, record_bytes,
 };
 use super::map::Map;
 
@@ -46,12 +47,18 @@ pub(crate) struct Record<'a> {
     pub(crate) payload: &'a [u8],
 }
 
+struct Tail {
+    position: u64,
+    /// Nothing more is appended.
+    shut: bool,
+}
+
 /// One journal file in use.
 pub(crate) struct Journal {
     id: [u8; 16],
     map: Map,
     /// Where the next record goes. Its lock is the append lock.
-    tail: Mutex<u64>,
+    tail: Mutex<Tail>,
     /// Everything below is written: what readers may see.
     published: AtomicU64,
     /// Everything below is free again. Follows the mark in the file, never leads it.
@@ -72,7 +79,7 @@ impl Journal {
         Ok(Self {
             id,
             map,
-            tail: Mutex::new(0),
+            tail: Mutex::new(Tail { position: 0, shut: false }),
             published: AtomicU64::new(0),
             reclaimed: AtomicU64::new(0),
             synced: AtomicU64::new(0),
@@ -97,14 +104,14 @@ impl Journal {
         self.published.load(Ordering::Acquire).saturating_sub(self.reclaimed.load(Ordering::Acquire))
     }
 
+    /// Everything below this position is in the spool.
+    pub(crate) fn reclaimed(&self) -> u64 {
+        self.reclaimed.load(Ordering::Acquire)
+    }
+
     /// Everything below this position can be read.
     pub(crate) fn published(&self) -> u64 {
         self.published.load(Ordering::Acquire)
-    }
-
-    /// The longest payload that always fits once everything else is reclaimed.
-    pub(crate) fn payload_max(&self) -> usize {
-        ((self.capacity() - CLOSING_RESERVE_BYTES - END_BYTES) / 2) as usize - 2 * RECORD_HEADER_BYTES
     }
 
     /// Appends one record: `write` fills its payload in place. Once this returns, a kill does not lose it.
@@ -113,17 +120,17 @@ impl Journal {
         let need = record_bytes(what.payload);
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         // A record does not wrap: what is left before the ring's end may have to be skipped.
-        let left = ring - *tail % ring;
-        let from = if need + END_BYTES <= left { *tail } else { *tail + left };
+        let left = ring - tail.position % ring;
+        let from = if need + END_BYTES <= left { tail.position } else { tail.position + left };
         let to = from + need;
         let kept = if what.closing { 0 } else { CLOSING_RESERVE_BYTES };
-        if to + END_BYTES + kept > self.reclaimed.load(Ordering::Acquire) + ring {
+        if tail.shut || to + END_BYTES + kept > self.reclaimed.load(Ordering::Acquire) + ring {
             return Err(Full);
         }
         let at = (from % ring) as usize;
         // The end comes first: whatever stands there from an earlier lap must not look like the next record.
         self.map.length_word((to % ring) as usize).store(0, Ordering::Relaxed);
-        if from != *tail {
+        if from != tail.position {
             self.map.length_word(at).store(0, Ordering::Relaxed);
         }
         // SAFETY: the append lock is held, and the range is free: it lies between `published` and `reclaimed` + ring.
@@ -131,10 +138,10 @@ impl Journal {
         write(&mut record[RECORD_HEADER_BYTES..]);
         put_head(record, from, &RecordHead { session: what.session, at_ns: what.at_ns, flags: what.flags });
         self.map.length_word(at).store(what.payload as u32, Ordering::Release);
-        if from != *tail {
-            self.map.length_word((*tail % ring) as usize).store(SKIP, Ordering::Release);
+        if from != tail.position {
+            self.map.length_word((tail.position % ring) as usize).store(SKIP, Ordering::Release);
         }
-        *tail = to;
+        tail.position = to;
         self.published.store(to, Ordering::Release);
         Ok(())
     }
@@ -201,7 +208,7 @@ impl Journal {
         self.synced.load(Ordering::Acquire) < self.published()
     }
 
-    /// Waits until a record of this payload surely fits (wherever the ring's end is), or [`Journal::wake`].
+    /// Waits until a record of this payload surely fits (wherever the ring's end is), or [`Journal::shut`] is called.
     pub(crate) async fn room(&self, payload: usize) {
         let wanted = 2 * record_bytes(payload) + END_BYTES + CLOSING_RESERVE_BYTES;
         let waiting = self.space.notified();
@@ -213,8 +220,9 @@ impl Journal {
         }
     }
 
-    /// Wakes all who wait for room, for them to see that the recorder has stopped.
-    pub(crate) fn wake(&self) {
+    /// From here on every append is `Full`; what was appended before is published when this returns.
+    pub(crate) fn shut(&self) {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).shut = true;
         self.space.notify_waiters();
     }
 }

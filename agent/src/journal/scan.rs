@@ -34,7 +34,9 @@ pub(crate) fn scan<'a>(file: &'a [u8], mut each: impl FnMut(Scanned<'a>)) -> ([u
     let mut position = mark;
     while position < limit {
         let at = (position % capacity) as usize;
-        let Some(len) = ring.get(at..).and_then(|rest| rest.first_chunk()).map(|len| u32::from_le_bytes(*len)) else {
+        let Some(len) =
+            ring.get(at..).and_then(|rest| rest.first_chunk()).map(|len| u32::from_le_bytes(*len))
+        else {
             return (id, ScanEnd::Torn);
         };
         if len == 0 {
@@ -71,7 +73,8 @@ fn open(file: &[u8]) -> Option<([u8; 16], u64, &[u8])> {
     let (page, ring) = file.split_at_checked(PAGE_BYTES)?;
     let known = page[..4] == MAGIC && page[4..6] == VERSION.to_le_bytes();
     let ring_bytes = u64::from_le_bytes(*page[24..].first_chunk()?);
-    let whole = ring_bytes == ring.len() as u64 && !ring.is_empty() && ring_bytes.is_multiple_of(PAGE_BYTES as u64);
+    let whole =
+        ring_bytes == ring.len() as u64 && !ring.is_empty() && ring_bytes.is_multiple_of(PAGE_BYTES as u64);
     let mark = u64::from_le_bytes(*page[MARK_OFFSET..].first_chunk()?);
     (known && whole && mark.is_multiple_of(8)).then_some((*page[8..].first_chunk()?, mark, ring))
 }

@@ -46,8 +46,7 @@ pub(crate) fn boot_id() -> String {
 
 fn read(clock: ClockId) -> i64 {
     // These two clocks exist on every Linux that can run the agent.
-    clock_gettime(clock)
-        .map_or(0, |t| t.tv_sec().saturating_mul(1_000_000_000).saturating_add(t.tv_nsec()))
+    clock_gettime(clock).map_or(0, |t| t.tv_sec().saturating_mul(1_000_000_000).saturating_add(t.tv_nsec()))
 }
 
 fn synchronized() -> bool {

@@ -78,6 +78,8 @@ counters! {
     sessions_opened: Total,
     /// Sessions closed.
     sessions_closed: Total,
+    /// Records in the journal whose session is not known; they are left out.
+    records_orphaned: Total,
     /// Sessions that an earlier life of the agent had left open, closed with a gap.
     sessions_recovered: Total,
     /// Segments sealed.
@@ -102,6 +104,12 @@ counters! {
     spool_full: Total,
     /// Spool files that could not be read back and were set aside.
     spool_quarantined: Total,
+    /// Sockets redirected by the kernel programs since they were attached.
+    kernel_redirected: Gauge,
+    /// Connections refused by the kernel programs since they were attached.
+    kernel_refused: Gauge,
+    /// Connections that passed without being observed since the kernel programs were attached.
+    kernel_unobserved: Gauge,
     /// Entries appended to the node log.
     node_entries: Total,
     /// Times that the node log could not be written.

@@ -7,5 +7,5 @@
 mod files;
 mod store;
 
-pub(crate) use files::{FileError, parse_file};
-pub(crate) use store::{SegmentRef, Spool, SpoolError, SpoolLimits, Spooled, Stage};
+pub(crate) use files::sync_folder;
+pub(crate) use store::{Newest, SegmentRef, Spool, SpoolError, SpoolLimits, Spooled};

@@ -1,0 +1,395 @@
+//! What the proxy holds: the [`Recorder`] opens sessions, a [`SessionRecord`] takes their events and ends exactly once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use prost::Message;
+use weir_proto::seal::events::{DATA_BYTES_MAX, EVENT_BYTES_MAX};
+use weir_proto::v1::event::Kind;
+use weir_proto::v1::{self, Event};
+use weir_proto::{NodeId, SessionId};
+
+use super::{Counters, clock};
+use crate::journal::{Append, FLAG_CLOSED, FLAG_OPENED, Full, Journal};
+
+/// How long a new session waits for room in the journal before it is refused.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an event waits for room in the journal before its connection is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The record cannot go on.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum RecordError {
+    #[error("the journal stayed full for {0:?}: the spool or its disk is full, or too slow")]
+    Full(Duration),
+    #[error("recording has stopped")]
+    Stopped,
+}
+
+/// Opens sessions. A cheap handle.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    shared: Arc<Shared>,
+}
+
+/// What the recorder, its sessions and the scribe share.
+pub(super) struct Shared {
+    pub(super) node: NodeId,
+    pub(super) journals: Vec<Journal>,
+    pub(super) numbers: Mutex<Numbers>,
+    /// Closing events that found even the reserve full; the scribe appends them as soon as there is room. At most one
+    /// per open session.
+    pub(super) late: Mutex<Vec<Late>>,
+    pub(super) stopped: AtomicBool,
+    pub(super) bell: Bell,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// The session numbers of the node log.
+pub(super) struct Numbers {
+    pub(super) next: u64,
+    /// Taken, and not in the node log yet.
+    pub(super) opened: Vec<v1::SessionOpened>,
+    pub(super) open: u64,
+}
+
+pub(super) struct Late {
+    pub(super) journal: usize,
+    pub(super) session: SessionId,
+    pub(super) event: Event,
+}
+
+/// Wakes the scribe.
+#[derive(Default)]
+pub(super) struct Bell {
+    rung: Mutex<bool>,
+    ringing: Condvar,
+}
+
+impl Bell {
+    pub(super) fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ringing.notify_one();
+    }
+
+    /// Returns when it rings, or after `at_most`.
+    pub(super) fn wait(&self, at_most: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self
+            .ringing
+            .wait_timeout_while(rung, at_most, |rung| !*rung)
+            .unwrap_or_else(PoisonError::into_inner);
+        *rung = false;
+    }
+}
+
+impl Recorder {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Opens a session: it has its number, and its `Opened` is in the journal, before this returns. Fills in the node,
+    /// the number, the wall clock, and the session's id where it is missing.
+    pub(crate) async fn open(&self, mut opened: v1::Opened) -> Result<SessionRecord, RecordError> {
+        let shared = &self.shared;
+        let session = SessionId::try_from(&opened.session_id[..]).unwrap_or_else(|_| SessionId::generate());
+        opened.session_id = session.to_field();
+        opened.node_id = shared.node.to_field();
+        opened.wall = Some(clock::wall());
+        // Any spread will do; ids end in random bytes.
+        let journal = session.as_bytes()[15] as usize % shared.journals.len();
+        shorten(&mut opened);
+        let mut event = Event { at_ns: clock::now().0, kind: Some(Kind::Opened(opened)) };
+        tokio::time::timeout(OPEN_TIMEOUT, async {
+            loop {
+                if shared.stopped.load(Ordering::Acquire) {
+                    return Err(RecordError::Stopped);
+                }
+                match shared.take_number(journal, session, &mut event) {
+                    Ok(()) => return Ok(()),
+                    Err(Full) => shared.room(journal, event.encoded_len()).await,
+                }
+            }
+        })
+        .await
+        .map_err(|_| RecordError::Full(OPEN_TIMEOUT))??;
+        shared.counters.sessions_opened.add(1);
+        Ok(SessionRecord { shared: shared.clone(), journal, session, events: 1, closed: false })
+    }
+
+    /// The node whose sessions these are.
+    pub(crate) fn node(&self) -> NodeId {
+        self.shared.node
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
+}
+
+impl Shared {
+    /// A number is taken only together with its `Opened`: under one lock, so the node log never sees a hole.
+    fn take_number(&self, journal: usize, session: SessionId, event: &mut Event) -> Result<(), Full> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Kind::Opened(opened)) = &mut event.kind {
+            opened.node_number = numbers.next;
+        }
+        self.append(journal, session, event, FLAG_OPENED)?;
+        numbers.opened.push(v1::SessionOpened { number: numbers.next, session_id: session.to_field() });
+        numbers.next += 1;
+        numbers.open += 1;
+        Ok(())
+    }
+
+    /// Encodes an event straight into the journal.
+    pub(super) fn append(
+        &self,
+        journal: usize,
+        session: SessionId,
+        event: &Event,
+        flags: u8,
+    ) -> Result<(), Full> {
+        let journal = &self.journals[journal];
+        let payload = event.encoded_len();
+        let closing = flags & FLAG_CLOSED != 0;
+        let what = Append { session, at_ns: event.at_ns, flags, payload, closing };
+        journal.append(&what, |mut room| {
+            // The room is exactly as long as the event says it is.
+            let encoded = event.encode(&mut room);
+            debug_assert!(encoded.is_ok());
+        })?;
+        self.counters.recorded_events.add(1);
+        self.counters.recorded_bytes.add(payload as u64);
+        if closing || journal.used() > journal.capacity() / 2 {
+            self.bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Where the numbers stand.
+    pub(super) fn heartbeat(&self, numbers: &Numbers) -> v1::Heartbeat {
+        let counters = &self.counters;
+        v1::Heartbeat {
+            next_number: numbers.next,
+            open_sessions: numbers.open,
+            spooled_segments: counters.spool_segments.value(),
+            spooled_bytes: counters.spool_bytes.value(),
+            redirected: counters.kernel_redirected.value(),
+            refused: counters.kernel_refused.value(),
+            unobserved: counters.kernel_unobserved.value(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    async fn room(&self, journal: usize, payload: usize) {
+        self.counters.journal_full_waits.add(1);
+        self.bell.ring();
+        self.journals[journal].room(payload).await;
+    }
+}
+
+/// The session numbers, for whoever finds that the collector knows more of them than this disk.
+pub(crate) struct Numbering(Arc<Shared>);
+
+impl Numbering {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// Goes on at this number, if that is ahead. Gives what is opened and not in the node log yet, and the heartbeat that
+    /// belongs to an entry which says it.
+    pub(crate) fn resume_at(&self, next: u64) -> (Vec<v1::SessionOpened>, v1::Heartbeat) {
+        let mut numbers = self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.next = numbers.next.max(next);
+        (std::mem::take(&mut numbers.opened), self.0.heartbeat(&numbers))
+    }
+
+    /// The entry could not be written.
+    pub(crate) fn put_back(&self, opened: Vec<v1::SessionOpened>) {
+        self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner).opened.extend(opened);
+    }
+}
+
+/// One session's record. Dropped without [`SessionRecord::close`], it says that the recorder was left by an error.
+pub(crate) struct SessionRecord {
+    shared: Arc<Shared>,
+    journal: usize,
+    session: SessionId,
+    events: u64,
+    closed: bool,
+}
+
+impl SessionRecord {
+    pub(crate) fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Records one event, without waiting: once this returns, a kill of the agent does not lose it. `Full`: nothing was
+    /// recorded, wait for [`SessionRecord::room`]. An event that is too long leaves a gap instead; split long data.
+    pub(crate) fn try_write(&mut self, kind: Kind) -> Result<(), (Full, Kind)> {
+        let mut event = Event { at_ns: clock::now().0, kind: Some(kind) };
+        if event.encoded_len() > EVENT_BYTES_MAX {
+            event.kind = event.kind.take().map(|kind| self.too_long(&kind));
+        }
+        match self.shared.append(self.journal, self.session, &event, 0) {
+            Ok(()) => {
+                self.events += 1;
+                Ok(())
+            }
+            Err(full) => Err((full, event.kind.unwrap_or(Kind::Gap(v1::Gap::default())))),
+        }
+    }
+
+    /// Waits until an event of the greatest length fits.
+    pub(crate) async fn room(&self) {
+        self.shared.room(self.journal, EVENT_BYTES_MAX).await;
+    }
+
+    /// Records one event, waiting for room; long data becomes several events.
+    pub(crate) async fn write(&mut self, kind: Kind) -> Result<(), RecordError> {
+        match kind {
+            Kind::Data(data) if data.bytes.len() > DATA_BYTES_MAX => {
+                for piece in pieces(&data) {
+                    self.write_one(Kind::Data(piece)).await?;
+                }
+                Ok(())
+            }
+            kind => self.write_one(kind).await,
+        }
+    }
+
+    async fn write_one(&mut self, kind: Kind) -> Result<(), RecordError> {
+        let Err((Full, mut kind)) = self.try_write(kind) else { return Ok(()) };
+        tokio::time::timeout(WRITE_TIMEOUT, async {
+            loop {
+                if self.shared.stopped.load(Ordering::Acquire) {
+                    return Err(RecordError::Stopped);
+                }
+                self.room().await;
+                match self.try_write(kind) {
+                    Ok(()) => return Ok(()),
+                    Err((Full, back)) => kind = back,
+                }
+            }
+        })
+        .await
+        .map_err(|_| RecordError::Full(WRITE_TIMEOUT))?
+    }
+
+    /// Ends the record. Never fails for want of room: a part of the journal is kept for this.
+    #[expect(
+        clippy::unused_async,
+        reason = "closing may come to wait for the disk where a target asks for that"
+    )]
+    pub(crate) async fn close(mut self, closed: v1::Closed) -> Result<(), RecordError> {
+        self.end(closed);
+        Ok(())
+    }
+
+    fn end(&mut self, mut closed: v1::Closed) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.events += 1;
+        closed.events = self.events;
+        let event = Event { at_ns: clock::now().0, kind: Some(Kind::Closed(closed)) };
+        let shared = &self.shared;
+        if shared.append(self.journal, self.session, &event, FLAG_CLOSED).is_err() {
+            let late = Late { journal: self.journal, session: self.session, event };
+            shared.late.lock().unwrap_or_else(PoisonError::into_inner).push(late);
+            shared.bell.ring();
+        }
+        let mut numbers = shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.open = numbers.open.saturating_sub(1);
+        drop(numbers);
+        shared.counters.sessions_closed.add(1);
+    }
+
+    fn too_long(&self, kind: &Kind) -> Kind {
+        self.shared.counters.events_too_long.add(1);
+        let exchange = match kind {
+            Kind::Asked(asked) => asked.exchange,
+            Kind::Judged(judged) => judged.exchange,
+            Kind::Data(data) => data.exchange,
+            Kind::Finished(finished) => finished.exchange,
+            Kind::Opened(_) | Kind::Gap(_) | Kind::Closed(_) | Kind::Facts(_) => 0,
+        };
+        let bytes = match kind {
+            Kind::Data(data) => data.bytes.len() as u64,
+            _ => 0,
+        };
+        Kind::Gap(v1::Gap { reason: "event-too-long".into(), bytes, exchange, ..Default::default() })
+    }
+}
+
+impl Drop for SessionRecord {
+    fn drop(&mut self) {
+        self.end(v1::Closed { cause: "recorder-error".into(), ..Default::default() });
+    }
+}
+
+/// A session must be able to open: an argument list or labels beyond all measure are left out, and say so.
+fn shorten(opened: &mut v1::Opened) {
+    const LEFT_OUT: &str = "(too long, left out)";
+    if opened.encoded_len() <= EVENT_BYTES_MAX / 2 {
+        return;
+    }
+    if let Some(run) = &mut opened.run {
+        run.argv = vec![LEFT_OUT.to_owned()];
+        run.labels.clear();
+    }
+    if let Some(process) = &mut opened.process {
+        process.argv = vec![LEFT_OUT.to_owned()];
+    }
+}
+
+/// Cuts long data into events; each takes the masks that lie in it, a mask across a cut is in both.
+fn pieces(data: &v1::Data) -> impl Iterator<Item = v1::Data> + '_ {
+    (0..data.bytes.len()).step_by(DATA_BYTES_MAX).map(|start| {
+        let end = data.bytes.len().min(start + DATA_BYTES_MAX);
+        let masks = data.masks.iter().filter_map(|mask| {
+            let from = (mask.offset as usize).max(start);
+            let to = (mask.offset as usize).saturating_add(mask.length as usize).min(end);
+            // Both fit: they lie in a piece of at most DATA_BYTES_MAX.
+            (from < to).then(|| v1::Mask {
+                offset: (from - start) as u32,
+                length: (to - from) as u32,
+                rule: mask.rule.clone(),
+            })
+        });
+        v1::Data {
+            exchange: data.exchange,
+            direction: data.direction,
+            bytes: data.bytes.slice(start..end),
+            masks: masks.collect(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod piece_tests {
+    use super::*;
+
+    #[test]
+    fn long_data_is_cut_and_its_masks_move_along() {
+        let bytes: bytes::Bytes = (0..DATA_BYTES_MAX * 2 + 10).map(|i| i as u8).collect();
+        let mask = |offset: usize, length: u32| v1::Mask { offset: offset as u32, length, rule: "r".into() };
+        let data = v1::Data {
+            exchange: 3,
+            direction: 1,
+            bytes: bytes.clone(),
+            masks: vec![mask(5, 4), mask(DATA_BYTES_MAX - 2, 6), mask(DATA_BYTES_MAX * 2 + 1, 3)],
+        };
+        let cut: Vec<_> = pieces(&data).collect();
+        assert_eq!(
+            cut.iter().map(|p| p.bytes.len()).collect::<Vec<_>>(),
+            [DATA_BYTES_MAX, DATA_BYTES_MAX, 10]
+        );
+        assert_eq!(cut.iter().flat_map(|p| p.bytes.clone()).collect::<Vec<_>>(), bytes);
+        assert!(cut.iter().all(|p| p.exchange == 3 && p.direction == 1));
+        assert_eq!(cut[0].masks, [mask(5, 4), mask(DATA_BYTES_MAX - 2, 2)]);
+        assert_eq!(cut[1].masks, [mask(0, 4)]);
+        assert_eq!(cut[2].masks, [mask(1, 3)]);
+    }
+}

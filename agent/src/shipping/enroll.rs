@@ -1,0 +1,105 @@
+//! Joining a collector: a token, a certificate request, and the proof that the signing key is held.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use weir_proto::credential::{BadCredential, JoinToken};
+use weir_proto::seal::{KeyError, VerifyingKey, draw_signing_key, enrol_proof};
+use weir_proto::{NodeId, v1};
+use zeroize::Zeroizing;
+
+use super::connection::{ShippingError, connect_to_enroll};
+use super::identity::{Enrolled, Identity, IdentityError, is_enrolled, store_enrolled};
+use super::stream::fetch_keys;
+use crate::recording::{KeyRing, KeyRingError, clock};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrollError {
+    #[error("the join token cannot be used")]
+    Token(#[from] BadCredential),
+    #[error(
+        "this node has already joined a collector; to join another, move {0} away first (its spool belongs to the old one)"
+    )]
+    AlreadyEnrolled(PathBuf),
+    #[error("making a certificate request failed")]
+    Request(#[from] rcgen::Error),
+    #[error("drawing keys failed")]
+    Key(#[from] KeyError),
+    #[error("the collector did not take the token: {0}")]
+    Refused(String),
+    #[error("the collector's answer makes no sense: {0}")]
+    Nonsense(&'static str),
+    #[error(transparent)]
+    Shipping(#[from] ShippingError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    KeyRing(#[from] KeyRingError),
+}
+
+/// Joins the collector that the token names, and fetches the keys to seal for. Gives this node's new id.
+pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<NodeId, EnrollError> {
+    if is_enrolled(state) {
+        return Err(EnrollError::AlreadyEnrolled(state.to_owned()));
+    }
+    let token: JoinToken = token.parse()?;
+    let signing = draw_signing_key()?;
+    let tls_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let csr = params.serialize_request(&tls_key)?;
+
+    let request = v1::EnrollRequest {
+        token: token.secret.clone(),
+        csr_der: Bytes::copy_from_slice(csr.der()),
+        signing_key: Bytes::copy_from_slice(signing.verifying_key().as_bytes()),
+        proof: Bytes::copy_from_slice(&enrol_proof(&signing, csr.der())),
+        name: name.to_owned(),
+    };
+    let mut client = connect_to_enroll(&token.address, &token.ca_der).await?;
+    let answer = client
+        .enroll(request)
+        .await
+        .map_err(|status| EnrollError::Refused(status.message().to_owned()))?
+        .into_inner();
+
+    let node = NodeId::try_from(&answer.node_id[..]).map_err(|_| EnrollError::Nonsense("the node id"))?;
+    let receipt_key = answer.receipt_key[..]
+        .try_into()
+        .ok()
+        .and_then(|key| VerifyingKey::from_bytes(key).ok())
+        .ok_or(EnrollError::Nonsense("the receipt key"))?;
+    if answer.certificate_der.is_empty() {
+        return Err(EnrollError::Nonsense("no certificate"));
+    }
+    let identity = Identity { node, signing };
+    let enrolled = Enrolled {
+        address: token.address,
+        receipt_key,
+        // The token's CA, which came by a person's hand; not what the wire says.
+        ca_der: token.ca_der,
+        certificate_der: answer.certificate_der.to_vec(),
+        client_key_der: Zeroizing::new(tls_key.serialize_der()),
+    };
+    store_enrolled(state, &identity, name, &enrolled, answer.not_after_unix)?;
+    let ring = KeyRing::load(&state.join("keys.bin"), receipt_key)?;
+    fetch_keys(&enrolled, &identity, &ring).await?;
+    Ok(node)
+}
+
+/// Before recording starts: where today's key is not known, asks the collector for it. That it cannot be reached is told
+/// by whoever then needs the key.
+pub(crate) async fn ensure_keys(state: &Path) {
+    let Ok((identity, enrolled)) = super::identity::load_enrolled(state) else { return };
+    let Ok(ring) = KeyRing::load(&state.join("keys.bin"), enrolled.receipt_key) else { return };
+    if ring.for_day(clock::today()).is_some() {
+        return;
+    }
+    if let Err(error) = fetch_keys(&enrolled, &identity, &ring).await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the collector's sealing keys could not be fetched"
+        );
+    }
+}

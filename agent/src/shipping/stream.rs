@@ -1,0 +1,409 @@
+//! One stream to the collector. What the collector says is checked before anything follows from it: a receipt by its
+//! pinned key, a refusal against what was sent. Nothing it says makes the spool delete what it does not provably hold.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use weir_proto::seal::{FORMAT_VERSION, Hash, NO_HASH, verify_receipt};
+use weir_proto::v1::refused::Why;
+use weir_proto::v1::{self, NodeEntry, ToAgent, ToCollector, to_agent, to_collector};
+use weir_proto::{GenerationId, SessionId};
+
+use super::connection::{CONNECT_TIMEOUT, ShippingError, connect};
+use super::identity::{Enrolled, Identity};
+use super::start::Progress;
+use crate::recording::{Counters, KeyRing, LogStanding, NodeLog, Numbering, clock};
+use crate::spool::{SegmentRef, Spool};
+
+/// Sent and not receipted: at most so many bytes, and segments.
+const WINDOW_BYTES_MAX: usize = 16 << 20;
+const WINDOW_SEGMENTS_MAX: usize = 2048;
+/// Messages between the stream's task and the wire.
+const OUTBOX_MESSAGES: usize = 8;
+/// Encoded node entries in one message.
+const NODE_MESSAGE_BYTES: usize = 512 * 1024;
+/// How often the node log is looked at.
+const NODE_INTERVAL: Duration = Duration::from_millis(250);
+/// With segments on the way and no word for this long, the stream is given up.
+const RECEIPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// After "full" or "later".
+const PAUSE: Duration = Duration::from_secs(5);
+/// What makes no sense is counted; after so many, the stream is given up.
+const NONSENSE_MAX: u32 = 100;
+/// Refusals of one session before it is left alone until the next stream.
+const SESSION_REFUSALS_MAX: u32 = 20;
+/// No node has opened so many sessions: a collector that says so is wrong.
+const NUMBER_MAX: u64 = 1 << 53;
+
+/// What a stream works with.
+pub(super) struct Shipper {
+    pub(super) identity: Identity,
+    pub(super) enrolled: Enrolled,
+    pub(super) spool: Arc<Spool>,
+    pub(super) log: Arc<Mutex<NodeLog>>,
+    pub(super) ring: Arc<KeyRing>,
+    pub(super) numbering: Numbering,
+    pub(super) counters: Arc<Counters>,
+    pub(super) progress: Arc<Progress>,
+}
+
+/// Asks for the key set and nothing else.
+pub(super) async fn fetch_keys(
+    enrolled: &Enrolled,
+    identity: &Identity,
+    ring: &KeyRing,
+) -> Result<(), ShippingError> {
+    let (_outbox, _inbox, welcome) = open(enrolled, identity).await?;
+    let keys = welcome.keys.ok_or(ShippingError::Nonsense("a welcome without keys"))?;
+    Ok(ring.update(&keys)?)
+}
+
+async fn open(
+    enrolled: &Enrolled,
+    identity: &Identity,
+) -> Result<(mpsc::Sender<ToCollector>, Streaming<ToAgent>, v1::Welcome), ShippingError> {
+    let timeout = |_| ShippingError::Timeout { address: enrolled.address.clone() };
+    let mut client = connect(enrolled).await?;
+    let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
+    let hello = v1::Hello {
+        format_min: FORMAT_VERSION.into(),
+        format_max: FORMAT_VERSION.into(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_id: identity.node.to_field(),
+    };
+    // The channel is empty: there is room.
+    let _ = outbox.try_send(message(to_collector::Message::Hello(hello)));
+    let mut inbox = tokio::time::timeout(CONNECT_TIMEOUT, client.ship(ReceiverStream::new(messages)))
+        .await
+        .map_err(timeout)??
+        .into_inner();
+    let first = tokio::time::timeout(CONNECT_TIMEOUT, inbox.message()).await.map_err(timeout)??;
+    match first.and_then(|first| first.message) {
+        Some(to_agent::Message::Welcome(welcome)) => Ok((outbox, inbox, welcome)),
+        _ => Err(ShippingError::Nonsense("it did not begin with a welcome")),
+    }
+}
+
+impl Shipper {
+    /// Runs one stream to its end.
+    pub(super) async fn run(&self) -> Result<(), ShippingError> {
+        let (outbox, inbox, welcome) = open(&self.enrolled, &self.identity).await?;
+        self.counters.connects.add(1);
+        let mut stream = Stream::new(self, outbox);
+        stream.welcome(&welcome)?;
+        self.progress.connected(true);
+        let ended = stream.go_on(inbox).await;
+        self.progress.connected(false);
+        ended
+    }
+
+    fn log(&self) -> MutexGuard<'_, NodeLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state of one stream.
+struct Stream<'a> {
+    shipper: &'a Shipper,
+    outbox: mpsc::Sender<ToCollector>,
+    /// What is on its way, by what it takes of the window.
+    window: HashMap<SegmentRef, (Hash, usize)>,
+    window_bytes: usize,
+    wraps_sent: HashSet<GenerationId>,
+    entries_sent: u64,
+    rolled_back: bool,
+    paused_until: Option<Instant>,
+    heard_at: Instant,
+    nonsense: u32,
+    refusals: HashMap<SessionId, u32>,
+}
+
+impl<'a> Stream<'a> {
+    fn new(shipper: &'a Shipper, outbox: mpsc::Sender<ToCollector>) -> Self {
+        Self {
+            shipper,
+            outbox,
+            window: HashMap::new(),
+            window_bytes: 0,
+            wraps_sent: HashSet::new(),
+            entries_sent: 0,
+            rolled_back: false,
+            paused_until: None,
+            heard_at: Instant::now(),
+            nonsense: 0,
+            refusals: HashMap::new(),
+        }
+    }
+
+    fn welcome(&mut self, welcome: &v1::Welcome) -> Result<(), ShippingError> {
+        let ours = u32::from(FORMAT_VERSION);
+        if !(welcome.format_min..=welcome.format_max).contains(&ours) {
+            return Err(ShippingError::Format { min: welcome.format_min, max: welcome.format_max, ours });
+        }
+        let keys = welcome.keys.as_ref().ok_or(ShippingError::Nonsense("a welcome without keys"))?;
+        self.shipper.ring.update(keys)?;
+        self.compare_log(welcome.node_entries, &welcome.node_head, welcome.next_number)
+    }
+
+    /// Goes on from where the collector's copy of the node log ends; where that is not the beginning of ours, says so in
+    /// the log and goes on from the collector's.
+    fn compare_log(&mut self, entries: u64, head: &[u8], next_number: u64) -> Result<(), ShippingError> {
+        let head = match head {
+            [] if entries == 0 => NO_HASH,
+            head => {
+                head.try_into().map_err(|_| ShippingError::Nonsense("a node log head that is no hash"))?
+            }
+        };
+        if entries > NUMBER_MAX || next_number > NUMBER_MAX {
+            return Err(ShippingError::Nonsense("a node log longer than any"));
+        }
+        let mut log = self.shipper.log();
+        match log.standing(entries, &head) {
+            LogStanding::Behind(from) => {
+                self.entries_sent = from;
+                log.receipted(from);
+                self.shipper.progress.entries(from);
+            }
+            LogStanding::Diverged if self.rolled_back => {
+                return Err(ShippingError::Nonsense("the node log diverged twice on one stream"));
+            }
+            LogStanding::Diverged => {
+                self.rolled_back = true;
+                self.shipper.counters.node_log_rolled_back.add(1);
+                tracing::error!(
+                    own = log.entries(),
+                    collector = entries,
+                    "the collector's copy of the node log is not the beginning of this one: was this disk restored from \
+                     an old copy? The log goes on from the collector's, and says so"
+                );
+                let numbering = &self.shipper.numbering;
+                let (opened, heartbeat) = numbering.resume_at(next_number);
+                let mark = NodeEntry {
+                    at_ns: clock::now().0,
+                    wall: Some(clock::wall()),
+                    boot_id: clock::boot_id(),
+                    opened: opened.clone(),
+                    heartbeat: Some(heartbeat),
+                    ..NodeEntry::default()
+                };
+                if let Err(error) = log.roll_back(entries, head, mark) {
+                    numbering.put_back(opened);
+                    return Err(error.into());
+                }
+                self.entries_sent = entries;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends while the window has room, hears what comes back.
+    async fn go_on(&mut self, mut inbox: Streaming<ToAgent>) -> Result<(), ShippingError> {
+        let mut look = tokio::time::interval(NODE_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            while self.may_send() {
+                match self.shipper.spool.next() {
+                    Some(at) => self.send(at).await?,
+                    None => break,
+                }
+            }
+            // Three things end the wait: the collector's word, a new segment, the time to look at the node log.
+            tokio::select! {
+                heard = inbox.message() => match heard? {
+                    Some(heard) => self.hear(heard).await?,
+                    None => return Err(ShippingError::Closed),
+                },
+                () = self.shipper.spool.changed() => {}
+                _ = look.tick() => {
+                    self.send_entries().await?;
+                    if !self.window.is_empty() && self.heard_at.elapsed() > RECEIPT_TIMEOUT {
+                        return Err(ShippingError::Silent(RECEIPT_TIMEOUT));
+                    }
+                }
+            }
+        }
+    }
+
+    fn may_send(&mut self) -> bool {
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        self.paused_until = None;
+        self.window_bytes < WINDOW_BYTES_MAX && self.window.len() < WINDOW_SEGMENTS_MAX
+    }
+
+    async fn send(&mut self, at: SegmentRef) -> Result<(), ShippingError> {
+        let spool = self.shipper.spool.clone();
+        let read = tokio::task::spawn_blocking(move || spool.read(at)).await;
+        // What cannot be read back was set aside, and the node log will say so.
+        let Ok(Some((segment, signature))) = read else { return Ok(()) };
+        let generation = segment.draft().generation;
+        if !self.wraps_sent.contains(&generation) {
+            match self.shipper.spool.wrap(generation) {
+                Some(wrap) => self.post(to_collector::Message::Wrap(wrap)).await?,
+                None => {
+                    tracing::error!(%generation, session = %at.session, "the wrapped key of a spooled segment is lost");
+                    self.shipper.spool.stick(at, "its wrapped key is lost");
+                    return Ok(());
+                }
+            }
+            self.wraps_sent.insert(generation);
+        }
+        let bytes = segment.bytes().clone();
+        if self.window.is_empty() {
+            self.heard_at = Instant::now();
+        }
+        self.window_bytes += bytes.len();
+        self.window.insert(at, (*segment.hash(), bytes.len()));
+        self.shipper.counters.shipped_segments.add(1);
+        self.post(to_collector::Message::Segment(v1::SealedSegment { bytes, signature })).await
+    }
+
+    async fn send_entries(&mut self) -> Result<(), ShippingError> {
+        let signed = {
+            let log = self.shipper.log();
+            if log.entries() <= self.entries_sent {
+                return Ok(());
+            }
+            log.read_from(self.entries_sent, NODE_MESSAGE_BYTES)
+        };
+        self.entries_sent += signed.len() as u64;
+        self.post(to_collector::Message::Node(v1::NodeEntries { signed })).await
+    }
+
+    async fn post(&self, what: to_collector::Message) -> Result<(), ShippingError> {
+        // A collector that stops reading is noticed here.
+        match tokio::time::timeout(RECEIPT_TIMEOUT, self.outbox.send(message(what))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(ShippingError::Closed),
+            Err(_) => Err(ShippingError::Silent(RECEIPT_TIMEOUT)),
+        }
+    }
+
+    async fn hear(&mut self, heard: ToAgent) -> Result<(), ShippingError> {
+        self.heard_at = Instant::now();
+        match heard.message {
+            Some(to_agent::Message::Receipt(receipt)) => self.receipt(&receipt),
+            Some(to_agent::Message::Refused(refused)) => self.refused(&refused).await,
+            Some(to_agent::Message::Node(node)) => self.node_receipt(&node),
+            Some(to_agent::Message::Welcome(_)) | None => self.make_no_sense("a second welcome, or nothing"),
+        }
+    }
+
+    fn receipt(&mut self, receipt: &v1::Receipt) -> Result<(), ShippingError> {
+        let Ok(said) = verify_receipt(&self.shipper.enrolled.receipt_key, receipt) else {
+            self.shipper.counters.receipts_false.add(1);
+            return self.make_no_sense("a receipt that is not signed by its key");
+        };
+        let at = SegmentRef { session: said.session, seq: said.seq };
+        self.leave_window(at);
+        if !self.shipper.spool.receipt(at, &said.hash) {
+            self.shipper.counters.receipts_false.add(1);
+            return self.make_no_sense("a receipt for what was never sent");
+        }
+        self.shipper.counters.receipts.add(1);
+        self.shipper.progress.receipted();
+        Ok(())
+    }
+
+    async fn refused(&mut self, refused: &v1::Refused) -> Result<(), ShippingError> {
+        let Ok(session) = SessionId::try_from(&refused.session_id[..]) else {
+            return self.make_no_sense("a refusal without a session");
+        };
+        let at = SegmentRef { session, seq: refused.seq };
+        if !self.leave_window(at) {
+            return self.make_no_sense("a refusal of what was not sent");
+        }
+        self.shipper.counters.refused.add(1);
+        let spool = &self.shipper.spool;
+        let times = self.refusals.entry(session).or_default();
+        *times += 1;
+        if *times > SESSION_REFUSALS_MAX {
+            spool.stick(at, "refused again and again");
+            return Ok(());
+        }
+        match Why::try_from(refused.why).unwrap_or_default() {
+            Why::WantSeq if refused.wanted < refused.seq => {
+                let wanted = SegmentRef { session, seq: refused.wanted };
+                self.leave_window_from(wanted);
+                if !spool.resend_from(wanted) {
+                    tracing::error!(%session, wanted = wanted.seq, "the collector wants a segment that is not in the spool");
+                    spool.missing(wanted);
+                }
+            }
+            Why::Tamper => {
+                self.shipper.counters.refused_tamper.add(1);
+                tracing::error!(%session, seq = at.seq, detail = shown(&refused.detail),
+                    "the collector refused a segment as tampered with; the session stays in the spool");
+                spool.stick(at, "refused as tampered with");
+            }
+            Why::UnknownFormat => {
+                tracing::error!(%session, seq = at.seq, "the collector does not know this segment's format; it stays in the spool");
+                spool.stick(at, "its format is unknown to the collector");
+            }
+            Why::NoWrap => {
+                self.wraps_sent.clear();
+                self.leave_window_from(at);
+                spool.resend_from(at);
+            }
+            Why::Full | Why::TryLater | Why::WantSeq | Why::Unspecified => {
+                self.paused_until = Some(Instant::now() + PAUSE);
+                self.leave_window_from(at);
+                spool.resend_from(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn node_receipt(&mut self, node: &v1::NodeReceipt) -> Result<(), ShippingError> {
+        if node.diverged {
+            // The next stream's welcome names the number to go on with.
+            return self.compare_log(node.entries, &node.head, 0);
+        }
+        let Ok(head) = Hash::try_from(&node.head[..]) else {
+            return self.make_no_sense("a node receipt without a hash");
+        };
+        let mut log = self.shipper.log();
+        if log.standing(node.entries, &head) != LogStanding::Behind(node.entries) {
+            drop(log);
+            return self.make_no_sense("a node receipt for another log");
+        }
+        log.receipted(node.entries);
+        self.shipper.progress.entries(node.entries);
+        Ok(())
+    }
+
+    fn leave_window(&mut self, at: SegmentRef) -> bool {
+        let left = self.window.remove(&at);
+        self.window_bytes -= left.map_or(0, |(_, bytes)| bytes);
+        left.is_some()
+    }
+
+    fn leave_window_from(&mut self, from: SegmentRef) {
+        let later = |at: &SegmentRef| at.session == from.session && at.seq >= from.seq;
+        let bytes: usize = self.window.iter().filter(|(at, _)| later(at)).map(|(_, (_, bytes))| bytes).sum();
+        self.window.retain(|at, _| !later(at));
+        self.window_bytes -= bytes;
+    }
+
+    fn make_no_sense(&mut self, what: &'static str) -> Result<(), ShippingError> {
+        self.nonsense += 1;
+        tracing::warn!(what, "the collector made no sense");
+        if self.nonsense > NONSENSE_MAX { Err(ShippingError::Nonsense(what)) } else { Ok(()) }
+    }
+}
+
+fn message(what: to_collector::Message) -> ToCollector {
+    ToCollector { message: Some(what) }
+}
+
+/// A peer's text for the log: bounded.
+fn shown(detail: &str) -> &str {
+    const SHOWN_BYTES_MAX: usize = 200;
+    &detail[..detail.floor_char_boundary(SHOWN_BYTES_MAX)]
+}

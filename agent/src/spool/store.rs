@@ -1,0 +1,558 @@
+//! What the spool holds: which segments, in which order they leave, when they may go, and how much is too much.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::Notify;
+use weir_proto::seal::segment::HEADER_BYTES;
+use weir_proto::seal::{Draft, Hash, Sealed, Segment, SegmentHeader, VerifyingKey};
+use weir_proto::{GenerationId, SessionId, v1};
+
+use super::files::{
+    Batch, FILE_BYTES_MAX, FileError, TEMPORARY_SUFFIX, name, parse_file, parse_name, read_bounded,
+};
+use crate::recording::Counters;
+
+/// No wrap's file is longer.
+const WRAP_BYTES_MAX: usize = 4096;
+
+/// How much the spool may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SpoolLimits {
+    pub(crate) quota_bytes: u64,
+    /// The spool leaves this much of its disk free.
+    pub(crate) free_floor_bytes: u64,
+    /// Each takes a file and some 200 bytes of memory.
+    pub(crate) segments_max: u64,
+}
+
+impl Default for SpoolLimits {
+    fn default() -> Self {
+        Self { quota_bytes: 10 << 30, free_floor_bytes: 256 << 20, segments_max: 500_000 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpoolError {
+    #[error("the spool is full: {0}")]
+    Full(&'static str),
+    #[error("spool folder {path}: {doing} failed")]
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+}
+
+/// Names one segment in the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SegmentRef {
+    pub(crate) session: SessionId,
+    pub(crate) seq: u64,
+}
+
+/// A sealed segment with what its header was made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Spooled {
+    pub(crate) draft: Draft,
+    pub(crate) sealed: Sealed,
+}
+
+/// How far a segment is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Waiting,
+    /// On the stream, or not known to be lost with an earlier one.
+    Sent,
+    /// Held by the collector; kept because recovery needs a session's newest segment.
+    Receipted,
+    /// Cannot leave: refused for good, or a predecessor is lost.
+    Stuck,
+}
+
+struct Entry {
+    draft: Draft,
+    bytes: u64,
+    /// Known for what was written or read in this life.
+    hash: Option<Hash>,
+    stage: Stage,
+    order: u64,
+}
+
+#[derive(Default)]
+struct Session {
+    segments: BTreeMap<u64, Entry>,
+    /// Closed in the node log, and nothing of it is in the journal: its last segment may go too.
+    settled: bool,
+    stuck: Option<&'static str>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: BTreeMap<SessionId, Session>,
+    /// What waits to be sent, first come first.
+    queue: BTreeSet<(u64, SegmentRef)>,
+    generations: HashMap<GenerationId, u64>,
+    lost: Vec<v1::SegmentsLost>,
+    bytes: u64,
+    segments: u64,
+    next_order: u64,
+}
+
+/// The spool folder of one node agent.
+pub(crate) struct Spool {
+    segments: PathBuf,
+    wraps: PathBuf,
+    quarantine: PathBuf,
+    limits: SpoolLimits,
+    key: VerifyingKey,
+    state: Mutex<State>,
+    changed: Notify,
+    counters: Arc<Counters>,
+}
+
+/// A session's newest segment, read whole: where its chain goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Newest {
+    pub(crate) draft: Draft,
+    pub(crate) hash: Hash,
+}
+
+impl Spool {
+    /// Opens the folder, makes it where it is missing, and looks through what is there. Unreadable files are set aside.
+    pub(crate) fn open(
+        root: &Path,
+        limits: SpoolLimits,
+        key: VerifyingKey,
+        counters: Arc<Counters>,
+    ) -> Result<Self, SpoolError> {
+        let spool = Self {
+            segments: root.join("segments"),
+            wraps: root.join("wraps"),
+            quarantine: root.join("quarantine"),
+            limits,
+            key,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            counters,
+        };
+        for folder in [&spool.segments, &spool.wraps, &spool.quarantine] {
+            crate::recording::make_folder(folder).map_err(spool.failed(folder, "making it"))?;
+        }
+        spool.look_through()?;
+        spool.measure(&spool.lock());
+        Ok(spool)
+    }
+
+    fn look_through(&self) -> Result<(), SpoolError> {
+        let mut found: Vec<(SegmentRef, String)> = Vec::new();
+        for file in fs::read_dir(&self.segments).map_err(self.failed(&self.segments, "listing it"))? {
+            let file = file.map_err(self.failed(&self.segments, "listing it"))?;
+            let Ok(name) = file.file_name().into_string() else { continue };
+            match parse_name(&name) {
+                Some((session, seq)) => found.push((SegmentRef { session, seq }, name)),
+                // A write that never finished: its bytes were never promised to anybody.
+                None if name.ends_with(TEMPORARY_SUFFIX) => {
+                    let _ = fs::remove_file(file.path());
+                }
+                None => tracing::warn!(name, "a file in the spool that is no segment is left alone"),
+            }
+        }
+        found.sort_unstable();
+        for (segment, name) in found {
+            match self.read_header(&name, segment) {
+                Ok((draft, bytes)) => self.take_in(&mut self.lock(), draft, bytes, None),
+                Err(error) => {
+                    self.set_aside(&mut self.lock(), segment, &error.to_string());
+                }
+            }
+        }
+        self.find_holes();
+        Ok(())
+    }
+
+    fn read_header(&self, name: &str, expected: SegmentRef) -> Result<(Draft, u64), FileError> {
+        use std::io::Read;
+        let mut file = fs::File::open(self.segments.join(name))?;
+        let bytes = file.metadata()?.len();
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact(&mut header)?;
+        let header = SegmentHeader::parse(&header)?;
+        let draft = header.draft;
+        if bytes as usize != HEADER_BYTES + header.cipher_len as usize + weir_proto::seal::SIGNATURE_BYTES {
+            return Err(FileError::Length);
+        }
+        if (draft.session, draft.seq) != (expected.session, expected.seq) {
+            return Err(FileError::Name { session: draft.session, found: draft.seq });
+        }
+        Ok((draft, bytes))
+    }
+
+    /// A hole in a session's numbers: what comes after it can never be accepted.
+    fn find_holes(&self) {
+        let mut state = self.lock();
+        let holes: Vec<SegmentRef> = state
+            .sessions
+            .iter()
+            .filter_map(|(session, held)| {
+                let mut seqs = held.segments.keys();
+                let mut previous = *seqs.next()?;
+                let after = seqs.find(|seq| {
+                    let follows = **seq == previous + 1;
+                    previous = **seq;
+                    !follows
+                })?;
+                Some(SegmentRef { session: *session, seq: *after - 1 })
+            })
+            .collect();
+        for hole in holes {
+            self.strand(&mut state, hole, "spool-missing");
+        }
+    }
+
+    fn take_in(&self, state: &mut State, draft: Draft, bytes: u64, hash: Option<Hash>) {
+        let order = state.next_order;
+        state.next_order += 1;
+        let at = SegmentRef { session: draft.session, seq: draft.seq };
+        let session = state.sessions.entry(draft.session).or_default();
+        let stage = if session.stuck.is_some() { Stage::Stuck } else { Stage::Waiting };
+        let entry = Entry { draft, bytes, hash, stage, order };
+        if session.segments.insert(draft.seq, entry).is_none() {
+            *state.generations.entry(draft.generation).or_default() += 1;
+            state.bytes += bytes;
+            state.segments += 1;
+        }
+        if stage == Stage::Waiting {
+            state.queue.insert((order, at));
+        }
+    }
+
+    /// Each session's newest segment, read and checked whole. One that does not read back is set aside, and the one
+    /// before it is the newest then; a session without any left is lost, which the node log will say.
+    pub(crate) fn newest(&self) -> Vec<Newest> {
+        let sessions: Vec<SessionId> = self.lock().sessions.keys().copied().collect();
+        let mut newest = Vec::new();
+        for session in sessions {
+            loop {
+                let last = self.lock().sessions.get(&session).and_then(|s| s.segments.keys().last().copied());
+                let Some(seq) = last else { break };
+                let at = SegmentRef { session, seq };
+                if let Some((segment, _)) = self.read(at) {
+                    newest.push(Newest { draft: *segment.draft(), hash: *segment.hash() });
+                    break;
+                }
+                self.lock().unstrand(at);
+            }
+        }
+        newest
+    }
+
+    /// Writes a batch: all of it is on the disk when this returns. After an error, the same bytes are to be written again.
+    pub(crate) fn write(&self, batch: &[Spooled]) -> Result<(), SpoolError> {
+        let adds: u64 = batch.iter().map(|s| (s.sealed.bytes.len() + s.sealed.signature.len()) as u64).sum();
+        self.check_limits(adds, batch.len() as u64)?;
+        let fail = || self.failed(&self.segments, "writing segments");
+        let mut files = Batch::new(&self.segments);
+        for Spooled { draft, sealed } in batch {
+            files.add(&name(draft.session, draft.seq), &[&sealed.bytes, &sealed.signature]).map_err(fail())?;
+        }
+        files.commit().map_err(fail())?;
+        let mut state = self.lock();
+        for Spooled { draft, sealed } in batch {
+            let bytes = (sealed.bytes.len() + sealed.signature.len()) as u64;
+            self.take_in(&mut state, *draft, bytes, Some(sealed.hash));
+            self.prune(&mut state, draft.session);
+        }
+        self.measure(&state);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn check_limits(&self, bytes: u64, segments: u64) -> Result<(), SpoolError> {
+        let state = self.lock();
+        let full = |what| {
+            self.counters.spool_full.add(1);
+            Err(SpoolError::Full(what))
+        };
+        if state.bytes + bytes > self.limits.quota_bytes {
+            return full(
+                "its quota is used up; raise spool_quota_bytes or see why the collector takes nothing",
+            );
+        }
+        if state.segments + segments > self.limits.segments_max {
+            return full("it holds as many segments as it may; see why the collector takes nothing");
+        }
+        drop(state);
+        // Where the disk cannot be asked, writing will tell.
+        if let Ok(disk) = nix::sys::statvfs::statvfs(&self.segments) {
+            let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+            if free < self.limits.free_floor_bytes.saturating_add(bytes) {
+                return full("its disk is at the free-space floor; make room on it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a generation's wrap: before the first segment that is sealed with it.
+    pub(crate) fn write_wrap(&self, generation: GenerationId, wrap: &v1::Wrap) -> Result<(), SpoolError> {
+        let mut files = Batch::new(&self.wraps);
+        files
+            .add(&format!("{generation}.wrap"), &[&wrap.encode_to_vec()])
+            .and_then(|()| files.commit())
+            .map_err(self.failed(&self.wraps, "writing a wrapped key"))
+    }
+
+    /// The wrap that a segment needs; `None` when it is lost.
+    pub(crate) fn wrap(&self, generation: GenerationId) -> Option<v1::Wrap> {
+        let bytes = read_bounded(&self.wraps.join(format!("{generation}.wrap")), WRAP_BYTES_MAX).ok()?;
+        v1::Wrap::decode(bytes).ok()
+    }
+
+    /// Deletes wraps that no segment here needs, except the current generation's.
+    pub(crate) fn prune_wraps(&self, current: GenerationId) {
+        let Ok(files) = fs::read_dir(&self.wraps) else { return };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let generation = name.to_str().and_then(|n| n.strip_suffix(".wrap")).and_then(|n| n.parse().ok());
+            if let Some(generation) = generation
+                && generation != current
+                && !self.lock().generations.contains_key(&generation)
+            {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+
+    /// The next segment to send; it is then on its way.
+    pub(crate) fn next(&self) -> Option<SegmentRef> {
+        let mut state = self.lock();
+        let (_, at) = state.queue.pop_first()?;
+        if let Some(entry) = state.entry(at) {
+            entry.stage = Stage::Sent;
+        }
+        Some(at)
+    }
+
+    /// The bytes to send. What does not read back is set aside, and the node log will say so.
+    pub(crate) fn read(&self, at: SegmentRef) -> Option<(Segment, Bytes)> {
+        let path = self.segments.join(name(at.session, at.seq));
+        let read = read_bounded(&path, FILE_BYTES_MAX)
+            .and_then(|bytes| parse_file(bytes, at.session, at.seq, &self.key));
+        let mut state = self.lock();
+        match read {
+            Ok((segment, signature)) => {
+                if let Some(entry) = state.entry(at) {
+                    entry.hash = Some(*segment.hash());
+                }
+                Some((segment, signature))
+            }
+            Err(error) => {
+                self.set_aside(&mut state, at, &error.to_string());
+                self.measure(&state);
+                None
+            }
+        }
+    }
+
+    fn set_aside(&self, state: &mut State, at: SegmentRef, why: &str) {
+        let file = name(at.session, at.seq);
+        let moved = fs::rename(self.segments.join(&file), self.quarantine.join(&file));
+        tracing::error!(session = %at.session, seq = at.seq, why, kept = moved.is_ok(),
+            "a spooled segment cannot be read back; it is set aside in the spool's quarantine, and its session ends there");
+        self.counters.spool_quarantined.add(1);
+        state.remove(at);
+        self.strand(state, at, if moved.is_ok() { "spool-corrupt" } else { "spool-missing" });
+    }
+
+    /// The session has lost this segment: what follows it cannot be accepted by anybody, and is kept.
+    fn strand(&self, state: &mut State, at: SegmentRef, reason: &'static str) {
+        state.lost.push(v1::SegmentsLost {
+            session_id: at.session.to_field(),
+            from_seq: at.seq,
+            reason: reason.to_owned(),
+        });
+        state.stick(at.session, at.seq, reason);
+    }
+
+    /// What was lost since the last call, for the node log.
+    pub(crate) fn take_lost(&self) -> Vec<v1::SegmentsLost> {
+        std::mem::take(&mut self.lock().lost)
+    }
+
+    /// Puts what [`Spool::take_lost`] gave back: the node log could not be written.
+    pub(crate) fn restore_lost(&self, lost: Vec<v1::SegmentsLost>) {
+        self.lock().lost.extend(lost);
+    }
+
+    /// A verified receipt. `false` when it names what this spool never sent in these bytes: nothing is deleted then.
+    pub(crate) fn receipt(&self, at: SegmentRef, hash: &Hash) -> bool {
+        let mut state = self.lock();
+        let Some(entry) = state.entry(at) else { return false };
+        if entry.hash.as_ref() != Some(hash) {
+            return false;
+        }
+        let order = entry.order;
+        entry.stage = Stage::Receipted;
+        state.queue.remove(&(order, at));
+        self.prune(&mut state, at.session);
+        self.measure(&state);
+        true
+    }
+
+    /// The session is closed in the node log, and the journal holds nothing of it any more.
+    pub(crate) fn settle(&self, session: SessionId) {
+        let mut state = self.lock();
+        if let Some(held) = state.sessions.get_mut(&session) {
+            held.settled = true;
+            self.prune(&mut state, session);
+            self.measure(&state);
+        }
+    }
+
+    /// Deletes what the collector holds. A session's newest segment stays until the session is settled: it is where a
+    /// restarted agent finds the head of the chain and how far the journal was cut.
+    fn prune(&self, state: &mut State, session: SessionId) {
+        let Some(held) = state.sessions.get(&session) else { return };
+        let newest = held.segments.keys().last().copied();
+        let done: Vec<u64> = held
+            .segments
+            .iter()
+            .filter(|(seq, entry)| {
+                let needed = Some(**seq) == newest && !(held.settled && entry.draft.last);
+                entry.stage == Stage::Receipted && !needed
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in done {
+            let _ = fs::remove_file(self.segments.join(name(session, seq)));
+            state.remove(SegmentRef { session, seq });
+        }
+    }
+
+    /// The stream ended: what was on it and has no receipt is to be sent again.
+    pub(crate) fn resend_all(&self) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        for (session, held) in &mut state.sessions {
+            for (seq, entry) in held.segments.iter_mut().filter(|(_, e)| e.stage == Stage::Sent) {
+                entry.stage = Stage::Waiting;
+                state.queue.insert((entry.order, SegmentRef { session: *session, seq: *seq }));
+            }
+        }
+    }
+
+    /// The collector wants this segment first. `false` when it is not here.
+    pub(crate) fn resend_from(&self, at: SegmentRef) -> bool {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(held) = state.sessions.get_mut(&at.session) else { return false };
+        if !held.segments.contains_key(&at.seq) {
+            return false;
+        }
+        for (seq, entry) in held.segments.range_mut(at.seq..) {
+            if matches!(entry.stage, Stage::Sent | Stage::Receipted) {
+                entry.stage = Stage::Waiting;
+                state.queue.insert((entry.order, SegmentRef { session: at.session, seq: *seq }));
+            }
+        }
+        true
+    }
+
+    /// The collector asks for a segment that is gone: it, or what came before it, is lost to both sides.
+    pub(crate) fn missing(&self, at: SegmentRef) {
+        self.strand(&mut self.lock(), at, "spool-missing");
+    }
+
+    /// This segment and what follows it stays here, for a person to look at.
+    pub(crate) fn stick(&self, at: SegmentRef, why: &'static str) {
+        self.lock().stick(at.session, at.seq, why);
+    }
+
+    /// Sessions that cannot leave, and why.
+    pub(crate) fn stuck(&self) -> Vec<(SessionId, &'static str)> {
+        self.lock().sessions.iter().filter_map(|(id, held)| Some((*id, held.stuck?))).collect()
+    }
+
+    /// How many segments and bytes are held.
+    pub(crate) fn held(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.segments, state.bytes)
+    }
+
+    /// Segments that no receipt has come for.
+    pub(crate) fn unreceipted(&self) -> u64 {
+        let state = self.lock();
+        let segments = state.sessions.values().flat_map(|held| held.segments.values());
+        segments.filter(|entry| matches!(entry.stage, Stage::Waiting | Stage::Sent)).count() as u64
+    }
+
+    /// Waits until something was added.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn measure(&self, state: &State) {
+        self.counters.spool_segments.set(state.segments);
+        self.counters.spool_bytes.set(state.bytes);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError + use<> {
+        let path = path.to_owned();
+        move |source| SpoolError::Io { path, doing, source }
+    }
+}
+
+impl State {
+    fn entry(&mut self, at: SegmentRef) -> Option<&mut Entry> {
+        self.sessions.get_mut(&at.session)?.segments.get_mut(&at.seq)
+    }
+
+    fn remove(&mut self, at: SegmentRef) {
+        let Some(held) = self.sessions.get_mut(&at.session) else { return };
+        let Some(entry) = held.segments.remove(&at.seq) else { return };
+        // Settled only means something for the last segment; an open session without files begins anew.
+        if held.segments.is_empty() && held.stuck.is_none() {
+            self.sessions.remove(&at.session);
+        }
+        self.queue.remove(&(entry.order, at));
+        self.bytes = self.bytes.saturating_sub(entry.bytes);
+        self.segments = self.segments.saturating_sub(1);
+        if let Some(count) = self.generations.get_mut(&entry.draft.generation) {
+            *count -= 1;
+            if *count == 0 {
+                self.generations.remove(&entry.draft.generation);
+            }
+        }
+    }
+
+    /// A newest segment that was set aside does not end its session when the chain can go on before it: from the
+    /// segment before, or from the start.
+    fn unstrand(&mut self, at: SegmentRef) {
+        let Some(held) = self.sessions.get_mut(&at.session) else { return };
+        if at.seq != 0 && held.segments.is_empty() {
+            return;
+        }
+        held.stuck = None;
+        if held.segments.is_empty() {
+            self.sessions.remove(&at.session);
+        }
+        self.lost.retain(|lost| lost.session_id[..] != at.session.as_bytes()[..] || lost.from_seq != at.seq);
+    }
+
+    fn stick(&mut self, session: SessionId, from: u64, why: &'static str) {
+        let held = self.sessions.entry(session).or_default();
+        held.stuck = Some(why);
+        for (seq, entry) in held.segments.range_mut(from..) {
+            if entry.stage != Stage::Receipted {
+                entry.stage = Stage::Stuck;
+                self.queue.remove(&(entry.order, SegmentRef { session, seq: *seq }));
+            }
+        }
+    }
+}
