@@ -1,0 +1,24 @@
+//! From a node agent's stream to a receipt: verify -> put bundle -> one SQL transaction -> signed receipt.
+//!
+//! * [`service`]: the two calls of `weir.v1.Ingest`, and who may make them
+//! * [`enroll`]: a join token becomes a node
+//! * [`stream`]: one agent's stream, bounded in all it can hold
+//! * [`check`]: what one sealed segment must prove by itself
+//! * [`digest`]: what its events say, for the index
+//! * [`acceptance`]: what it must prove against the session's chain; commits a batch
+//! * [`committer`]: groups what all streams bring into batches
+//! * [`connected`]: which agents have a stream now
+
+pub mod acceptance;
+pub mod check;
+pub mod committer;
+pub mod connected;
+pub mod digest;
+pub mod enroll;
+pub mod service;
+pub mod stream;
+
+pub use acceptance::Acceptance;
+pub use committer::Committer;
+pub use connected::Connected;
+pub use service::IngestService;

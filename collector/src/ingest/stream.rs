@@ -1,0 +1,214 @@
+//! One agent's stream, from its hello to its end. What it can make the collector hold is bounded three times: by the
+//! size of a message, by its bytes in flight, and by the answers it has not read yet.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use weir_proto::seal::{self, FORMAT_VERSION, GenerationKey, VerifyingKey};
+use weir_proto::v1::{self, refused::Why, to_agent, to_collector};
+use weir_proto::{GenerationId, NodeId};
+
+use super::acceptance::{Answer, Offer};
+use super::check::{self, Refusal};
+use super::committer::{Budget, Committer, Held, Work};
+use super::connected::Seat;
+use crate::clock;
+use crate::keys::Keys;
+use crate::keys::hpke::{self, DAYS_AHEAD, DEFAULT_CLASS, ReceivedWrap};
+use crate::store::rows::Alert;
+use crate::store::{Index, StoreError};
+
+/// Bytes of one agent that wait for their answer.
+pub const AGENT_BYTES_MAX: u32 = 32 * 1024 * 1024;
+/// Answers that wait for the agent to read them; with none left its messages are not read either.
+pub const ANSWERS_MAX: usize = 1024;
+/// Generation keys kept open per stream: the current one, and those of a spool that is being resent.
+const GENERATIONS_MAX: usize = 16;
+/// Entries of one message.
+const ENTRIES_MAX: usize = 4096;
+
+/// Everything a stream uses; the collector's is shared.
+pub(super) struct AgentStream {
+    pub node: NodeId,
+    pub key: VerifyingKey,
+    pub index: Index,
+    pub keys: Arc<Keys>,
+    pub committer: Committer,
+    pub all: Budget,
+    pub mine: Budget,
+    pub generations: HashMap<GenerationId, GenerationKey>,
+}
+
+impl AgentStream {
+    /// Answers the hello: what is read here, today's keys, and where the node's log stands.
+    pub(super) async fn welcome(&self, hello: &v1::Hello) -> Result<v1::ToAgent, Status> {
+        if hello.node_id[..] != self.node.as_bytes()[..] {
+            return Err(Status::permission_denied("the hello names another node than the certificate"));
+        }
+        let now = clock::unix_ms();
+        self.index.node_seen(&self.node, &shortened(&hello.agent_version), now).await.map_err(store_status)?;
+        let row = self.index.node(&self.node).await.map_err(store_status)?;
+        let row = row.ok_or_else(|| Status::permission_denied("the node is not known any more"))?;
+        if row.revoked {
+            return Err(Status::permission_denied("this node is revoked"));
+        }
+        let today = hpke::day_of(now);
+        let mut keys = self.index.hpke_key_list(DEFAULT_CLASS, today).await.map_err(store_status)?;
+        keys.truncate(DAYS_AHEAD as usize + 1);
+        let welcome = v1::Welcome {
+            format_min: u32::from(FORMAT_VERSION),
+            format_max: u32::from(FORMAT_VERSION),
+            collector_version: env!("CARGO_PKG_VERSION").into(),
+            keys: Some(hpke::key_set(&self.keys.receipts, &keys, now)),
+            node_entries: row.log_entries,
+            node_head: if row.log_entries == 0 { Bytes::new() } else { row.log_head.into() },
+            next_number: row.next_number,
+        };
+        Ok(v1::ToAgent { message: Some(to_agent::Message::Welcome(welcome)) })
+    }
+
+    /// Reads until the agent ends, errs or is ended. The agent's messages are handled in their order.
+    pub(super) async fn run(mut self, mut inbound: Streaming<v1::ToCollector>, answers: mpsc::Sender<Answer>, seat: Seat) {
+        let ended = seat.ended.clone();
+        // The only choice to make here: the agent's next step, or the end of its seat.
+        let end = tokio::select! {
+            end = self.read(&mut inbound, &answers) => end,
+            () = ended.cancelled() => Err(Status::aborted("the stream was ended: revoked, replaced by a newer one, or shutting down")),
+        };
+        if let Err(status) = end {
+            tracing::info!(node = %self.node, %status, "an agent's stream ended");
+            // An agent that does not read its answers does not read this one either.
+            let _ = answers.try_send(Err(status));
+        }
+    }
+
+    async fn read(
+        &mut self,
+        inbound: &mut Streaming<v1::ToCollector>,
+        answers: &mpsc::Sender<Answer>,
+    ) -> Result<(), Status> {
+        loop {
+            let Ok(place) = answers.clone().reserve_owned().await else { return Ok(()) };
+            let Some(message) = inbound.message().await? else { return Ok(()) };
+            match message.message {
+                Some(to_collector::Message::Segment(sealed)) => self.segment(sealed, place).await?,
+                Some(to_collector::Message::Wrap(wrap)) => self.wrap(wrap).await?,
+                Some(to_collector::Message::Node(entries)) => self.entries(entries, place).await?,
+                Some(to_collector::Message::Hello(_)) => {
+                    return Err(Status::invalid_argument("a stream has one hello"));
+                }
+                // An agent of a later minor version may say more than is known here; it was told our version.
+                None => {}
+            }
+        }
+    }
+
+    async fn segment(&mut self, sealed: v1::SealedSegment, place: mpsc::OwnedPermit<Answer>) -> Result<(), Status> {
+        let bytes = sealed.bytes.len();
+        let held = self.hold(bytes).await?;
+        let offer = match check::authentic(sealed, &self.node, &self.key) {
+            Ok((segment, signature)) => match self.generation(&segment.draft().generation).await? {
+                Some(generation) => {
+                    let keys = self.keys.clone();
+                    let opened = tokio::task::spawn_blocking(move || {
+                        check::opened(segment, signature, &generation, &keys.kek)
+                    });
+                    match opened.await {
+                        Ok(Ok(Ok(checked))) => Offer::Segment(Box::new(checked)),
+                        Ok(Ok(Err(refusal))) => Offer::Refused(refusal),
+                        Ok(Err(error)) => return Err(Status::internal(error.to_string())),
+                        Err(_) => return Err(Status::internal("checking a segment failed")),
+                    }
+                }
+                None => Offer::Refused(Refusal::of(&segment, Why::NoWrap, "the wrap of its generation is not here")),
+            },
+            Err(refusal) => Offer::Refused(refusal),
+        };
+        self.committer.offer(Work { node: self.node, offer, bytes, answer: place, held }).await
+    }
+
+    async fn entries(&mut self, entries: v1::NodeEntries, place: mpsc::OwnedPermit<Answer>) -> Result<(), Status> {
+        if entries.signed.len() > ENTRIES_MAX {
+            return Err(Status::invalid_argument(format!("at most {ENTRIES_MAX} node log entries in one message")));
+        }
+        let bytes = entries.signed.iter().map(Bytes::len).sum();
+        let held = self.hold(bytes).await?;
+        let entries = entries
+            .signed
+            .into_iter()
+            .map(<v1::SignedNodeEntry as prost::Message>::decode)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| Status::invalid_argument("a node log entry does not decode"))?;
+        let offer = Offer::Entries(self.key, entries);
+        self.committer.offer(Work { node: self.node, offer, bytes, answer: place, held }).await
+    }
+
+    /// Keeps a wrap if it opens; what does not open would only be found out when somebody wants to read.
+    async fn wrap(&mut self, wrap: v1::Wrap) -> Result<(), Status> {
+        let Some(received) = ReceivedWrap::of(wrap, self.node) else {
+            return Err(Status::invalid_argument("a malformed wrap, or one for another node"));
+        };
+        let key = self.index.hpke_key(&received.key).await.map_err(store_status)?;
+        let opened = match &key {
+            Some(key) => self.open_wrap(&received.wrap, key)?,
+            None => None,
+        };
+        if opened.is_none() {
+            self.alert("bad-wrap", format!("the wrap of generation {} does not open here", received.generation)).await?;
+            return Ok(());
+        }
+        let kept = self
+            .index
+            .wrap_put(&received.generation, &received.key, &self.node, &received.wrap, clock::unix_ms())
+            .await
+            .map_err(store_status)?;
+        if !kept {
+            return Err(Status::resource_exhausted("this node has left more key wraps than a node can need"));
+        }
+        Ok(())
+    }
+
+    async fn generation(&mut self, id: &GenerationId) -> Result<Option<GenerationKey>, Status> {
+        if let Some(key) = self.generations.get(id) {
+            return Ok(Some(key.clone()));
+        }
+        let Some((wrap, key)) = self.index.wrap(id, &self.node).await.map_err(store_status)? else { return Ok(None) };
+        let Some(generation) = self.open_wrap(&wrap, &key)? else { return Ok(None) };
+        if self.generations.len() >= GENERATIONS_MAX {
+            self.generations.clear();
+        }
+        self.generations.insert(*id, generation.clone());
+        Ok(Some(generation))
+    }
+
+    fn open_wrap(&self, wrap: &v1::Wrap, key: &hpke::StoredHpkeKey) -> Result<Option<GenerationKey>, Status> {
+        let private = key.private(&self.keys.kek).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(seal::unwrap(wrap, &private).ok())
+    }
+
+    async fn alert(&self, kind: &'static str, detail: String) -> Result<(), Status> {
+        let alert = Alert { unix_ms: clock::unix_ms(), node: self.node, session: None, seq: None, kind, detail };
+        let batch = crate::store::rows::Batch { alerts: vec![alert], ..Default::default() };
+        self.index.batch_commit(&batch).await.map_err(store_status)
+    }
+
+    async fn hold(&self, bytes: usize) -> Result<Held, Status> {
+        let closed = || Status::unavailable("the collector is shutting down");
+        let agent = self.mine.take(bytes).await.ok_or_else(closed)?;
+        let all = self.all.take(bytes).await.ok_or_else(closed)?;
+        Ok(Held { agent, all })
+    }
+}
+
+pub(super) fn store_status(error: StoreError) -> Status {
+    tracing::error!(error = %crate::chain(&error), "the store failed");
+    Status::unavailable("the collector's store failed: reconnect and send again")
+}
+
+/// What a peer says about itself is kept short and printable.
+fn shortened(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+}

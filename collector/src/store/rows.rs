@@ -1,0 +1,180 @@
+//! What goes into the index and comes out of it.
+
+use bytes::Bytes;
+use weir_proto::seal::{Anchor, Hash};
+use weir_proto::{GenerationId, NodeId, RunId, SessionId, v1};
+
+/// A node as the index knows it.
+#[derive(Clone)]
+pub struct NodeRow {
+    pub id: NodeId,
+    pub name: String,
+    pub signing_key: [u8; 32],
+    pub revoked: bool,
+    pub log_entries: u64,
+    pub log_head: Vec<u8>,
+    pub next_number: u64,
+}
+
+/// A node at its enrolment.
+pub struct NewNode<'a> {
+    pub id: NodeId,
+    pub name: &'a str,
+    pub signing_key: [u8; 32],
+    pub token_hash: [u8; 32],
+    pub now_ms: i64,
+}
+
+/// How an enrolment went.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// This id is the node's: the new one, or the one it got when the same enrolment was made before.
+    As(NodeId),
+    /// No such token, used up, expired, or not for this name: a stranger is not told which.
+    Refused,
+    /// The signing key belongs to a node already.
+    KnownKey,
+}
+
+/// Where a session's chain stands in the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainRow {
+    pub node: NodeId,
+    pub run: RunId,
+    pub next_seq: u64,
+    pub head: Hash,
+    pub closed: bool,
+    /// Segments below were deleted by retention.
+    pub expired_seq: u64,
+}
+
+/// A segment that is held, with the receipt given for it.
+#[derive(Clone, Debug)]
+pub struct HeldRow {
+    pub hash: Hash,
+    pub received_ms: i64,
+    pub receipt: Vec<u8>,
+}
+
+/// One accepted segment, ready to be committed.
+pub struct Accepted {
+    pub session: SessionId,
+    pub run: RunId,
+    pub node: NodeId,
+    pub generation: GenerationId,
+    pub seq: u64,
+    pub last: bool,
+    pub hash: Hash,
+    pub prev_hash: Hash,
+    pub signature: Bytes,
+    pub first_boot_ns: u64,
+    pub last_boot_ns: u64,
+    pub wall: Anchor,
+    pub events: u32,
+    /// Place in the batch's bundle.
+    pub at: u64,
+    pub len: u64,
+    pub received_ms: i64,
+    /// Signature of the receipt.
+    pub receipt: Vec<u8>,
+    /// The session's key under this collector's key-encryption key.
+    pub session_key: Vec<u8>,
+    pub digest: Digest,
+}
+
+/// What a segment's events say, as far as the index is concerned.
+#[derive(Default, Debug)]
+pub struct Digest {
+    pub opened: Option<v1::Opened>,
+    pub protocol: Option<(String, String)>,
+    pub coverage: Option<(i32, String)>,
+    pub facts: std::collections::BTreeMap<String, String>,
+    /// (exchange, at, operation)
+    pub asked: Vec<(u64, u64, v1::Operation)>,
+    pub finished: Vec<v1::Finished>,
+    /// (place of the event in the segment, at, gap)
+    pub gaps: Vec<(u32, u64, v1::Gap)>,
+    /// The connection itself was refused by this rule, for this reason.
+    pub refused: Option<(String, String)>,
+    pub closed: Option<(u64, v1::Closed)>,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub exchanges: u64,
+    pub denied: u64,
+}
+
+/// Node log entries that continue what the index holds.
+pub struct AcceptedEntries {
+    pub node: NodeId,
+    /// How many the index must hold before.
+    pub from: u64,
+    pub entries: Vec<AcceptedEntry>,
+}
+
+pub struct AcceptedEntry {
+    pub index: u64,
+    pub hash: Hash,
+    pub unix_ns: i64,
+    pub signed: Vec<u8>,
+    pub heartbeat: Option<v1::Heartbeat>,
+    pub synchronized: bool,
+    /// Highest number this entry opens, or 0.
+    pub opened_max: u64,
+}
+
+/// Something that must not happen.
+#[derive(Clone, Debug)]
+pub struct Alert {
+    pub unix_ms: i64,
+    pub node: NodeId,
+    pub session: Option<SessionId>,
+    pub seq: Option<u64>,
+    pub kind: &'static str,
+    pub detail: String,
+}
+
+/// What one transaction of ingest writes.
+#[derive(Default)]
+pub struct Batch {
+    pub bundle: Option<NewBundle>,
+    pub segments: Vec<Accepted>,
+    pub node_entries: Vec<AcceptedEntries>,
+    pub alerts: Vec<Alert>,
+}
+
+pub struct NewBundle {
+    pub key: String,
+    pub bytes: u64,
+    pub created_ms: i64,
+}
+
+/// Where to read one segment, and what else was kept of it.
+#[derive(Clone, Debug)]
+pub struct StoredSegment {
+    pub session: SessionId,
+    pub seq: u64,
+    pub bundle: String,
+    pub at: u64,
+    pub len: u64,
+    pub hash: Hash,
+    pub signature: Vec<u8>,
+    pub generation: GenerationId,
+    pub first_boot_ns: u64,
+    pub wall: Anchor,
+    pub received_ms: i64,
+    pub receipt: Vec<u8>,
+}
+
+/// Who holds a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialRow {
+    pub name: String,
+    pub role: String,
+}
+
+/// Wall-clock time of an instant of the node's boot clock.
+pub fn unix_ns(wall: &Anchor, boot_ns: u64) -> i64 {
+    let offset = i128::from(boot_ns) - i128::from(wall.boot_ns);
+    let unix = i128::from(wall.unix_ns) + offset;
+    unix.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
+}

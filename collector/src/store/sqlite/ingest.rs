@@ -1,0 +1,398 @@
+//! The transaction of ingest: all of a batch, or nothing of it.
+
+use prost::Message;
+use sqlx::{Row, Sqlite, Transaction};
+use weir_proto::{NodeId, RunId, SessionId, v1};
+
+use super::{SqliteIndex, fixed, int, uint};
+use crate::store::StoreError;
+use crate::store::rows::{Accepted, AcceptedEntries, Alert, Batch, ChainRow, HeldRow, unix_ns};
+
+/// Alert rows kept per node. More are only counted: a hostile node must not fill the disk with them.
+const ALERTS_KEPT_MAX: i64 = 1000;
+
+impl SqliteIndex {
+    /// Where a session's chain stands, `None` before its first segment.
+    pub async fn session_chain(&self, session: &SessionId) -> Result<Option<ChainRow>, StoreError> {
+        let row = sqlx::query(
+            "SELECT node_id, run_id, next_seq, head_hash, closed, expired_seq FROM session WHERE id = ?",
+        )
+        .bind(&session.as_bytes()[..])
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(|row| {
+            Ok(ChainRow {
+                node: NodeId::from_bytes(fixed(&row, "node_id")?),
+                run: RunId::from_bytes(fixed(&row, "run_id")?),
+                next_seq: uint(&row, "next_seq")?,
+                head: fixed(&row, "head_hash")?,
+                closed: row.try_get("closed")?,
+                expired_seq: uint(&row, "expired_seq")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// The node that a run belongs to.
+    pub async fn run_node(&self, run: &RunId) -> Result<Option<NodeId>, StoreError> {
+        let row = sqlx::query("SELECT node_id FROM run WHERE id = ?")
+            .bind(&run.as_bytes()[..])
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| Ok(NodeId::from_bytes(fixed(&row, "node_id")?))).transpose()
+    }
+
+    /// A segment that is held already.
+    pub async fn segment_held(&self, session: &SessionId, seq: u64) -> Result<Option<HeldRow>, StoreError> {
+        let row = sqlx::query("SELECT hash, received_ms, receipt FROM segment WHERE session_id = ? AND seq = ?")
+            .bind(&session.as_bytes()[..])
+            .bind(int(seq))
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| {
+            Ok(HeldRow {
+                hash: fixed(&row, "hash")?,
+                received_ms: row.try_get("received_ms")?,
+                receipt: row.try_get("receipt")?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Commits a batch. [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
+    pub async fn batch_commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        if let Some(bundle) = &batch.bundle {
+            let id = sqlx::query("INSERT INTO bundle (key, bytes, created_ms) VALUES (?, ?, ?)")
+                .bind(&bundle.key)
+                .bind(int(bundle.bytes))
+                .bind(bundle.created_ms)
+                .execute(&mut *tx)
+                .await?
+                .last_insert_rowid();
+            for segment in &batch.segments {
+                segment_insert(&mut tx, segment, id).await?;
+            }
+        }
+        for entries in &batch.node_entries {
+            node_entries_insert(&mut tx, entries).await?;
+        }
+        for alert in &batch.alerts {
+            alert_insert(&mut tx, alert).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+type Tx = Transaction<'static, Sqlite>;
+
+async fn segment_insert(tx: &mut Tx, segment: &Accepted, bundle: i64) -> Result<(), StoreError> {
+    if let Some(opened) = &segment.digest.opened {
+        run_upsert(tx, segment, opened).await?;
+        session_insert(tx, segment, opened).await?;
+    }
+    session_advance(tx, segment).await?;
+    sqlx::query(
+        "INSERT INTO segment (session_id, seq, bundle, at, len, hash, prev_hash, signature, generation, first_boot_ns, \
+         last_boot_ns, wall_unix_ns, wall_boot_ns, events, received_ms, receipt) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&segment.session.as_bytes()[..])
+    .bind(int(segment.seq))
+    .bind(bundle)
+    .bind(int(segment.at))
+    .bind(int(segment.len))
+    .bind(&segment.hash[..])
+    .bind(&segment.prev_hash[..])
+    .bind(&segment.signature[..])
+    .bind(&segment.generation.as_bytes()[..])
+    .bind(int(segment.first_boot_ns))
+    .bind(int(segment.last_boot_ns))
+    .bind(segment.wall.unix_ns)
+    .bind(int(segment.wall.boot_ns))
+    .bind(i64::from(segment.events))
+    .bind(segment.received_ms)
+    .bind(&segment.receipt[..])
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO session_key (session_id, generation, wrapped) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(&segment.session.as_bytes()[..])
+    .bind(&segment.generation.as_bytes()[..])
+    .bind(&segment.session_key[..])
+    .execute(&mut **tx)
+    .await?;
+    exchanges_upsert(tx, segment).await?;
+    gaps_insert(tx, segment).await
+}
+
+async fn run_upsert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
+    let run = opened.run.clone().unwrap_or_default();
+    let principal = run.principal.unwrap_or_default();
+    let at = unix_ns(&segment.wall, segment.first_boot_ns);
+    // Whoever came first said who the run is; later sessions only move its time.
+    sqlx::query(
+        "INSERT INTO run (id, node_id, parent, principal_issuer, principal_subject, principal_groups, \
+         principal_verified_by, principal_expires_ms, initiator, argv, host, started_boot_ns, first_unix_ns, last_unix_ns) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         ON CONFLICT (id) DO UPDATE SET first_unix_ns = MIN(first_unix_ns, excluded.first_unix_ns), \
+         last_unix_ns = MAX(last_unix_ns, excluded.last_unix_ns)",
+    )
+    .bind(&segment.run.as_bytes()[..])
+    .bind(&segment.node.as_bytes()[..])
+    .bind((!run.parent.is_empty()).then(|| run.parent.to_vec()))
+    .bind(principal.issuer)
+    .bind(principal.subject)
+    .bind(json(&principal.groups))
+    .bind(principal.verified_by)
+    .bind(principal.expires_unix_ms)
+    .bind(run.initiator)
+    .bind(json(&run.argv))
+    .bind(run.host)
+    .bind(int(run.started_at_ns))
+    .bind(at)
+    .bind(at)
+    .execute(&mut **tx)
+    .await?;
+    for (key, value) in &run.labels {
+        sqlx::query("INSERT INTO run_label (run_id, key, value) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(&segment.run.as_bytes()[..])
+            .bind(key)
+            .bind(value)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn session_insert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
+    let origin = opened.origin.clone().unwrap_or_default();
+    let process = opened.process.clone().unwrap_or_default().encode_to_vec();
+    sqlx::query(
+        "INSERT INTO session (id, run_id, node_id, node_number, origin_ip, origin_port, target, process, \
+         opened_boot_ns, opened_unix_ns, head_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, zeroblob(32))",
+    )
+    .bind(&segment.session.as_bytes()[..])
+    .bind(&segment.run.as_bytes()[..])
+    .bind(&segment.node.as_bytes()[..])
+    .bind(int(opened.node_number))
+    .bind(origin.ip)
+    .bind(i64::from(origin.port))
+    .bind(&opened.target)
+    .bind(process)
+    .bind(int(segment.first_boot_ns))
+    .bind(unix_ns(&segment.wall, segment.first_boot_ns))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Moves the session to this segment, only from exactly the one before: compare and swap.
+async fn session_advance(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
+    let digest = &segment.digest;
+    // The closing totals replace what was added up, unless the agent died and did not know them.
+    let totals = digest.closed.as_ref().map(|(_, closed)| closed).filter(|closed| closed.events > 0);
+    let (coverage, reason) = match (&digest.coverage, &digest.refused) {
+        (Some((coverage, reason)), _) => (Some(*coverage), Some(reason.clone())),
+        (None, Some((_, reason))) => (Some(v1::Coverage::Refused as i32), Some(reason.clone())),
+        (None, None) => (None, None),
+    };
+    let changed = sqlx::query(
+        "UPDATE session SET next_seq = ?1, head_hash = ?2, closed = ?3, \
+         protocol = COALESCE(?4, protocol), protocol_version = COALESCE(?5, protocol_version), \
+         coverage = COALESCE(?6, coverage), reason = COALESCE(?7, reason), cause = COALESCE(?8, cause), \
+         rule = COALESCE(?9, rule), facts = json_patch(facts, ?10), \
+         exchanges = MAX(exchanges, ?11), denied = COALESCE(?12, denied + ?13), gaps = gaps + ?14, \
+         request_bytes = COALESCE(?15, request_bytes + ?16), response_bytes = COALESCE(?17, response_bytes + ?18), \
+         closed_unix_ns = COALESCE(?19, closed_unix_ns) \
+         WHERE id = ?20 AND next_seq = ?21",
+    )
+    .bind(int(segment.seq.saturating_add(1)))
+    .bind(&segment.hash[..])
+    .bind(segment.last)
+    .bind(digest.protocol.as_ref().map(|(name, _)| name.clone()))
+    .bind(digest.protocol.as_ref().map(|(_, version)| version.clone()))
+    .bind(coverage)
+    .bind(reason)
+    .bind(digest.closed.as_ref().map(|(_, closed)| closed.cause.clone()))
+    .bind(digest.refused.as_ref().map(|(rule, _)| rule.clone()))
+    .bind(json(&digest.facts))
+    .bind(int(digest.exchanges.max(totals.map_or(0, |t| t.exchanges))))
+    .bind(totals.map(|t| int(t.denied)))
+    .bind(int(digest.denied))
+    .bind(digest.gaps.len() as i64)
+    .bind(totals.map(|t| int(t.request_bytes)))
+    .bind(int(digest.request_bytes))
+    .bind(totals.map(|t| int(t.response_bytes)))
+    .bind(int(digest.response_bytes))
+    .bind(digest.closed.as_ref().map(|(at, _)| unix_ns(&segment.wall, *at)))
+    .bind(&segment.session.as_bytes()[..])
+    .bind(int(segment.seq))
+    .execute(&mut **tx)
+    .await?
+    .rows_affected();
+    if changed != 1 {
+        return Err(StoreError::Conflict);
+    }
+    sqlx::query("UPDATE run SET last_unix_ns = MAX(last_unix_ns, ?) WHERE id = ?")
+        .bind(unix_ns(&segment.wall, segment.last_boot_ns))
+        .bind(&segment.run.as_bytes()[..])
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+async fn exchanges_upsert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
+    let digest = &segment.digest;
+    if digest.asked.is_empty() && digest.finished.is_empty() {
+        return Ok(());
+    }
+    let row = sqlx::query("SELECT protocol, target FROM session WHERE id = ?")
+        .bind(&segment.session.as_bytes()[..])
+        .fetch_one(&mut **tx)
+        .await?;
+    let (protocol, target): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    // One that also finishes in this segment needs only the second statement.
+    let finished: std::collections::HashSet<u64> = digest.finished.iter().map(|f| f.exchange).collect();
+    let running = digest.asked.iter().filter(|(exchange, ..)| !finished.contains(exchange)).map(|(exchange, at, operation)| {
+        v1::Finished {
+            exchange: *exchange,
+            operation: Some(operation.clone()),
+            asked_at_ns: *at,
+            ..v1::Finished::default()
+        }
+    });
+    for (mut exchange, done) in
+        running.map(|e| (e, false)).chain(digest.finished.iter().map(|f| (f.clone(), true)))
+    {
+        let text = exchange.operation.as_mut().map(|o| std::mem::take(&mut o.text)).unwrap_or_default();
+        let verb = exchange.operation.as_ref().map(|o| o.verb.clone()).unwrap_or_default();
+        let duration = exchange.finished_at_ns.saturating_sub(exchange.asked_at_ns);
+        let encoded = exchange.encode_to_vec();
+        sqlx::query(
+            "INSERT INTO exchange (session_id, ordinal, run_id, node_id, protocol, target, verb, statement, error, \
+             asked_boot_ns, asked_unix_ns, done, outcome, status, rows, duration_ns, finished) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+             ON CONFLICT (session_id, ordinal) DO UPDATE SET verb = excluded.verb, statement = excluded.statement, \
+             error = excluded.error, asked_boot_ns = excluded.asked_boot_ns, asked_unix_ns = excluded.asked_unix_ns, \
+             done = excluded.done, outcome = excluded.outcome, status = excluded.status, rows = excluded.rows, \
+             duration_ns = excluded.duration_ns, finished = excluded.finished WHERE excluded.done >= exchange.done",
+        )
+        .bind(&segment.session.as_bytes()[..])
+        .bind(int(exchange.exchange))
+        .bind(&segment.run.as_bytes()[..])
+        .bind(&segment.node.as_bytes()[..])
+        .bind(&protocol)
+        .bind(&target)
+        .bind(verb)
+        .bind(text)
+        .bind(&exchange.error)
+        .bind(int(exchange.asked_at_ns))
+        .bind(unix_ns(&segment.wall, exchange.asked_at_ns))
+        .bind(done)
+        .bind(exchange.outcome)
+        .bind(&exchange.status)
+        .bind(int(exchange.rows))
+        .bind(int(if done { duration } else { 0 }))
+        .bind(encoded)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn gaps_insert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
+    for (place, at, gap) in &segment.digest.gaps {
+        sqlx::query(
+            "INSERT INTO gap (session_id, seq, place, run_id, boot_ns, unix_ns, gap) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&segment.session.as_bytes()[..])
+        .bind(int(segment.seq))
+        .bind(i64::from(*place))
+        .bind(&segment.run.as_bytes()[..])
+        .bind(int(*at))
+        .bind(unix_ns(&segment.wall, *at))
+        .bind(gap.encode_to_vec())
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn node_entries_insert(tx: &mut Tx, accepted: &AcceptedEntries) -> Result<(), StoreError> {
+    let Some(last) = accepted.entries.last() else { return Ok(()) };
+    for entry in &accepted.entries {
+        sqlx::query(
+            "INSERT INTO node_entry (node_id, idx, hash, unix_ns, signed, received_ms) \
+             VALUES (?, ?, ?, ?, ?, CAST(unixepoch('subsec') * 1000 AS INTEGER))",
+        )
+        .bind(&accepted.node.as_bytes()[..])
+        .bind(int(entry.index))
+        .bind(&entry.hash[..])
+        .bind(entry.unix_ns)
+        .bind(&entry.signed)
+        .execute(&mut **tx)
+        .await?;
+    }
+    let heartbeat = accepted.entries.iter().rev().find_map(|entry| entry.heartbeat.clone());
+    let opened = accepted.entries.iter().map(|entry| entry.opened_max).max().unwrap_or(0);
+    let beat = heartbeat.unwrap_or_default();
+    let changed = sqlx::query(
+        "UPDATE node SET log_entries = ?1, log_head = ?2, next_number = MAX(next_number, ?3), spooled_segments = ?4, \
+         spooled_bytes = ?5, unobserved = ?6, clock_synchronized = ?7 WHERE id = ?8 AND log_entries = ?9",
+    )
+    .bind(int(last.index.saturating_add(1)))
+    .bind(&last.hash[..])
+    .bind(int(beat.next_number.max(opened.saturating_add(1))))
+    .bind(int(beat.spooled_segments))
+    .bind(int(beat.spooled_bytes))
+    .bind(int(beat.unobserved))
+    .bind(last.synchronized)
+    .bind(&accepted.node.as_bytes()[..])
+    .bind(int(accepted.from))
+    .execute(&mut **tx)
+    .await?
+    .rows_affected();
+    if changed == 1 { Ok(()) } else { Err(StoreError::Conflict) }
+}
+
+async fn alert_insert(tx: &mut Tx, alert: &Alert) -> Result<(), StoreError> {
+    let node = &alert.node.as_bytes()[..];
+    let session = alert.session.map(|session| session.as_bytes().to_vec());
+    // An agent offers what was refused again at every reconnect: once is enough.
+    let known = sqlx::query("SELECT 1 FROM alert WHERE node_id = ? AND kind = ? AND session_id IS ? AND seq IS ?")
+        .bind(node)
+        .bind(alert.kind)
+        .bind(session.clone())
+        .bind(alert.seq.map(int))
+        .fetch_optional(&mut **tx)
+        .await?;
+    if known.is_some() {
+        return Ok(());
+    }
+    let row = sqlx::query("UPDATE node SET alerts = alerts + 1 WHERE id = ? RETURNING alerts")
+        .bind(node)
+        .fetch_optional(&mut **tx)
+        .await?;
+    let count: i64 = row.map(|row| row.try_get(0)).transpose()?.unwrap_or(i64::MAX);
+    if count > ALERTS_KEPT_MAX {
+        return Ok(());
+    }
+    sqlx::query("INSERT INTO alert (unix_ms, node_id, session_id, seq, kind, detail) VALUES (?, ?, ?, ?, ?, ?)")
+        .bind(alert.unix_ms)
+        .bind(node)
+        .bind(session)
+        .bind(alert.seq.map(int))
+        .bind(alert.kind)
+        .bind(&alert.detail)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Strings and maps of strings always encode.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,150 @@
+//! The index in one SQLite file: WAL, `synchronous = FULL`, one writer, several readers.
+//!
+//! * [`ingest`]: the transaction that commits a batch of segments
+//! * [`nodes`]: nodes, their enrolment, wraps and keys
+//! * [`access`]: credentials, join tokens, the access log, alerts
+//! * [`reads`]: what the API answers from
+//! * [`retention`]: what deletes
+
+mod access;
+mod ingest;
+mod nodes;
+mod reads;
+mod retention;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Row, Sqlite, SqlSafeStr, Transaction};
+
+use super::StoreError;
+
+pub use access::AccessEntry;
+pub use reads::{BadCursor, ReadError, RunFilter, SessionFilter, Subject, coverage_name};
+
+/// (version, name, SQL), in order. A released migration is never edited: a new one is added.
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "recordings", include_str!("../../../migrations/sqlite/0001_recordings.sql"))];
+const READERS: u32 = 4;
+/// How long a writer waits for another process (`weir-collector token`) to finish its transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct SqliteIndex {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteIndex {
+    pub async fn open(file: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .auto_vacuum(SqliteAutoVacuum::Incremental)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            // What retention deletes must not stay readable in free pages.
+            .pragma("secure_delete", "ON");
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        migrator().run(&writer).await?;
+        let readers =
+            SqlitePoolOptions::new().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self { writer, readers })
+    }
+
+    /// Takes the write lock at once, so that no transaction fails half way for want of it.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// A small fact about this collector.
+    pub async fn meta_value(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = sqlx::query("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(&self.readers).await?;
+        row.map(|row| Ok(row.try_get(0)?)).transpose()
+    }
+
+    /// Sets it unless it is there; answers what is there now.
+    pub async fn meta_set_once(&self, key: &str, value: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(key)
+            .bind(value)
+            .execute(&mut *tx)
+            .await?;
+        let row = sqlx::query("SELECT value FROM meta WHERE key = ?").bind(key).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Sets it, whatever was there.
+    pub async fn meta_set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+            .bind(key)
+            .bind(value)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Ready for use: a transaction can be made.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").fetch_one(&self.readers).await?;
+        Ok(())
+    }
+
+    /// Waits for what is under way and writes the log back into the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+fn migrator() -> Migrator {
+    let migrations = MIGRATIONS
+        .iter()
+        .map(|(version, name, sql)| {
+            Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        })
+        .collect();
+    Migrator::with_migrations(migrations)
+}
+
+/// SQLite's integers are signed; a peer's absurd number saturates instead of turning negative.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn uint(row: &SqliteRow, column: &str) -> Result<u64, StoreError> {
+    let value: i64 = row.try_get(column)?;
+    Ok(u64::try_from(value).unwrap_or(0))
+}
+
+/// A column of 16 or 32 bytes.
+fn fixed<const N: usize>(row: &SqliteRow, column: &'static str) -> Result<[u8; N], StoreError> {
+    let bytes: &[u8] = row.try_get(column)?;
+    bytes.try_into().map_err(|_| StoreError::Damaged(column))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn opens_twice_and_keeps_what_was_set_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("index.sqlite");
+        let index = SqliteIndex::open(&file).await.unwrap();
+        assert_eq!(index.meta_set_once("a", b"1").await.unwrap(), b"1");
+        index.close().await;
+        let index = SqliteIndex::open(&file).await.unwrap();
+        assert_eq!(index.meta_set_once("a", b"2").await.unwrap(), b"1");
+        assert_eq!(index.meta_value("b").await.unwrap(), None);
+    }
+}

@@ -1,0 +1,640 @@
+//! What the API answers from. Every list is a page by key, never by offset, and bounded.
+
+use prost::Message;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
+use weir_proto::seal::Anchor;
+use weir_proto::{GenerationId, NodeId, RunId, SessionId, v1};
+
+use super::{SqliteIndex, fixed, int, uint};
+use crate::store::StoreError;
+use crate::store::rows::StoredSegment;
+
+/// Rows of one page: the choice, and the most.
+const PAGE_ROWS: u64 = 200;
+const PAGE_ROWS_MAX: u64 = 1000;
+/// Label conditions of one query.
+const LABELS_MAX: usize = 16;
+
+/// A cursor that this collector did not make.
+#[derive(Debug, thiserror::Error)]
+#[error("the page cursor is not one of this collector's")]
+pub struct BadCursor;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Cursor(#[from] BadCursor),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for ReadError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Which runs.
+#[derive(Default)]
+pub struct RunFilter {
+    pub labels: Vec<(String, String)>,
+    pub node: Option<NodeId>,
+    pub from_unix_ns: Option<i64>,
+    pub to_unix_ns: Option<i64>,
+    pub principal: Option<String>,
+    /// Upper-case hex digits of the beginning or the end of the id.
+    pub id_part: Option<String>,
+}
+
+/// Which sessions.
+#[derive(Default)]
+pub struct SessionFilter {
+    pub run: Option<RunId>,
+    pub session: Option<SessionId>,
+    pub protocol: Option<String>,
+    pub target: Option<String>,
+    pub id_part: Option<String>,
+}
+
+/// Exchanges and gaps: of a run or of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Run(RunId),
+    Session(SessionId),
+}
+
+pub(super) fn page_rows(page: &v1::Page) -> u64 {
+    match page.limit {
+        0 => PAGE_ROWS,
+        limit => u64::from(limit).min(PAGE_ROWS_MAX),
+    }
+}
+
+/// `number:hexid[:number]`
+struct Cursor {
+    time: i64,
+    id: Vec<u8>,
+    ordinal: i64,
+}
+
+impl Cursor {
+    fn parse(text: &str) -> Result<Option<Self>, BadCursor> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut parts = text.split(':');
+        let mut part = || parts.next().ok_or(BadCursor);
+        let time = part()?.parse().map_err(|_| BadCursor)?;
+        let id = hex::decode(part()?).map_err(|_| BadCursor)?;
+        let ordinal = part()?.parse().map_err(|_| BadCursor)?;
+        Ok(Some(Self { time, id, ordinal }))
+    }
+
+    fn show(time: i64, id: &[u8], ordinal: i64) -> String {
+        format!("{time}:{}:{ordinal}", hex::encode(id))
+    }
+}
+
+impl SqliteIndex {
+    /// Latest first.
+    pub async fn run_list(&self, filter: &RunFilter, page: &v1::Page) -> Result<v1::RunsResponse, ReadError> {
+        let rows = page_rows(page);
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT id, first_unix_ns FROM run WHERE 1");
+        for (key, value) in filter.labels.iter().take(LABELS_MAX) {
+            query.push(" AND EXISTS (SELECT 1 FROM run_label l WHERE l.run_id = run.id AND l.key = ");
+            query.push_bind(key.clone()).push(" AND l.value = ").push_bind(value.clone()).push(")");
+        }
+        if let Some(node) = filter.node {
+            query.push(" AND node_id = ").push_bind(node.as_bytes().to_vec());
+        }
+        if let Some(from) = filter.from_unix_ns {
+            query.push(" AND last_unix_ns >= ").push_bind(from);
+        }
+        if let Some(to) = filter.to_unix_ns {
+            query.push(" AND first_unix_ns < ").push_bind(to);
+        }
+        if let Some(principal) = &filter.principal {
+            query.push(" AND principal_subject = ").push_bind(principal.clone());
+        }
+        if let Some(part) = &filter.id_part {
+            push_id_part(&mut query, "run.id", part);
+        }
+        if let Some(cursor) = Cursor::parse(&page.cursor)? {
+            query.push(" AND (first_unix_ns, id) < (").push_bind(cursor.time).push(", ").push_bind(cursor.id).push(")");
+        }
+        query.push(" ORDER BY first_unix_ns DESC, id DESC LIMIT ").push_bind(int(rows));
+        let found = query.build().fetch_all(&self.readers).await?;
+        let mut runs = Vec::with_capacity(found.len());
+        let mut next_cursor = String::new();
+        for row in &found {
+            let id: [u8; 16] = fixed(row, "id")?;
+            next_cursor = Cursor::show(row.try_get("first_unix_ns")?, &id, 0);
+            runs.extend(self.run_summary(&RunId::from_bytes(id)).await?);
+        }
+        if (found.len() as u64) < rows {
+            next_cursor.clear();
+        }
+        Ok(v1::RunsResponse { runs, next_cursor })
+    }
+
+    pub async fn run_summary(&self, run: &RunId) -> Result<Option<v1::RunSummary>, StoreError> {
+        let row = sqlx::query(
+            "SELECT r.*, n.name AS node_name, count(*) AS sessions, sum(s.exchanges) AS exchanges, \
+             sum(MAX(s.denied, s.coverage = 3)) AS denied, sum(s.gaps) AS gaps, sum(NOT s.closed) AS open, \
+             min(s.expired_seq >= s.next_seq) AS expired, \
+             (SELECT json_group_object(key, value) FROM run_label l WHERE l.run_id = r.id) AS labels \
+             FROM run r JOIN node n ON n.id = r.node_id JOIN session s ON s.run_id = r.id \
+             WHERE r.id = ? GROUP BY r.id",
+        )
+        .bind(&run.as_bytes()[..])
+        .fetch_optional(&self.readers)
+        .await?;
+        row.as_ref().map(run_row).transpose()
+    }
+
+    /// In order of opening inside a run.
+    pub async fn session_list(
+        &self,
+        filter: &SessionFilter,
+        page: &v1::Page,
+    ) -> Result<v1::SessionsResponse, ReadError> {
+        let rows = page_rows(page);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT s.*, r.host FROM session s JOIN run r ON r.id = s.run_id WHERE 1",
+        );
+        if let Some(run) = filter.run {
+            query.push(" AND s.run_id = ").push_bind(run.as_bytes().to_vec());
+        }
+        if let Some(session) = filter.session {
+            query.push(" AND s.id = ").push_bind(session.as_bytes().to_vec());
+        }
+        if let Some(protocol) = &filter.protocol {
+            query.push(" AND s.protocol = ").push_bind(protocol.clone());
+        }
+        if let Some(target) = &filter.target {
+            query.push(" AND s.target = ").push_bind(target.clone());
+        }
+        if let Some(part) = &filter.id_part {
+            push_id_part(&mut query, "s.id", part);
+        }
+        if let Some(cursor) = Cursor::parse(&page.cursor)? {
+            query.push(" AND (s.opened_boot_ns, s.id) > (").push_bind(cursor.time);
+            query.push(", ").push_bind(cursor.id).push(")");
+        }
+        query.push(" ORDER BY s.opened_boot_ns, s.id LIMIT ").push_bind(int(rows));
+        let found = query.build().fetch_all(&self.readers).await?;
+        let sessions = found.iter().map(session_row).collect::<Result<Vec<_>, _>>()?;
+        let next_cursor = match found.last() {
+            Some(last) if found.len() as u64 == rows => {
+                Cursor::show(last.try_get("opened_boot_ns")?, &fixed::<16>(last, "id")?, 0)
+            }
+            _ => String::new(),
+        };
+        Ok(v1::SessionsResponse { sessions, next_cursor })
+    }
+
+    /// In order of time.
+    pub async fn exchange_list(
+        &self,
+        subject: Subject,
+        page: &v1::Page,
+    ) -> Result<v1::ExchangesResponse, ReadError> {
+        let rows = page_rows(page);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT e.*, s.origin_ip, s.origin_port, s.node_number FROM exchange e JOIN session s ON s.id = e.session_id WHERE ",
+        );
+        push_subject(&mut query, subject, "e");
+        if let Some(cursor) = Cursor::parse(&page.cursor)? {
+            query.push(" AND (e.asked_boot_ns, e.session_id, e.ordinal) > (").push_bind(cursor.time);
+            query.push(", ").push_bind(cursor.id).push(", ").push_bind(cursor.ordinal).push(")");
+        }
+        query.push(" ORDER BY e.asked_boot_ns, e.session_id, e.ordinal LIMIT ").push_bind(int(rows));
+        let found = query.build().fetch_all(&self.readers).await?;
+        let exchanges = found.iter().map(exchange_row).collect::<Result<Vec<_>, _>>()?;
+        let next_cursor = match found.last() {
+            Some(last) if found.len() as u64 == rows => Cursor::show(
+                last.try_get("asked_boot_ns")?,
+                &fixed::<16>(last, "session_id")?,
+                last.try_get("ordinal")?,
+            ),
+            _ => String::new(),
+        };
+        Ok(v1::ExchangesResponse { exchanges, next_cursor })
+    }
+
+    /// In order of time.
+    pub async fn gap_list(&self, subject: Subject, page: &v1::Page) -> Result<v1::GapsResponse, ReadError> {
+        let rows = page_rows(page);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT g.*, s.node_number FROM gap g JOIN session s ON s.id = g.session_id WHERE ",
+        );
+        push_subject(&mut query, subject, "g");
+        if let Some(cursor) = Cursor::parse(&page.cursor)? {
+            query.push(" AND (g.boot_ns, g.session_id, g.seq * 1000000 + g.place) > (").push_bind(cursor.time);
+            query.push(", ").push_bind(cursor.id).push(", ").push_bind(cursor.ordinal).push(")");
+        }
+        query.push(" ORDER BY g.boot_ns, g.session_id, g.seq * 1000000 + g.place LIMIT ").push_bind(int(rows));
+        let found = query.build().fetch_all(&self.readers).await?;
+        let mut gaps = Vec::with_capacity(found.len());
+        let mut next_cursor = String::new();
+        for row in &found {
+            let session: [u8; 16] = fixed(row, "session_id")?;
+            let place = row.try_get::<i64, _>("seq")?.saturating_mul(1_000_000) + row.try_get::<i64, _>("place")?;
+            next_cursor = Cursor::show(row.try_get("boot_ns")?, &session, place);
+            gaps.push(v1::GapSummary {
+                session_id: SessionId::from_bytes(session).to_field(),
+                node_number: uint(row, "node_number")?,
+                unix_ns: row.try_get("unix_ns")?,
+                gap: Some(decode(row, "gap")?),
+            });
+        }
+        if (found.len() as u64) < rows {
+            next_cursor.clear();
+        }
+        Ok(v1::GapsResponse { gaps, next_cursor })
+    }
+
+    /// Shares by bytes and sessions; of one run, one node, or all.
+    pub async fn coverage(
+        &self,
+        run: Option<RunId>,
+        node: Option<NodeId>,
+    ) -> Result<v1::CoverageResponse, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT coverage, reason, count(*) AS sessions, sum(request_bytes + response_bytes) AS bytes, \
+             sum(gaps) AS gaps, sum(MAX(denied, coverage = 3)) AS denied, sum(NOT closed) AS open FROM session WHERE 1",
+        );
+        if let Some(run) = run {
+            query.push(" AND run_id = ").push_bind(run.as_bytes().to_vec());
+        }
+        if let Some(node) = node {
+            query.push(" AND node_id = ").push_bind(node.as_bytes().to_vec());
+        }
+        query.push(" GROUP BY coverage, reason ORDER BY bytes DESC, coverage, reason");
+        let mut answer = v1::CoverageResponse::default();
+        for row in query.build().fetch_all(&self.readers).await? {
+            let sessions = uint(&row, "sessions")?;
+            answer.sessions += sessions;
+            answer.open_sessions += uint(&row, "open")?;
+            answer.gaps += uint(&row, "gaps")?;
+            answer.denied += uint(&row, "denied")?;
+            answer.shares.push(v1::CoverageShare {
+                coverage: coverage_name(row.try_get("coverage")?).to_owned(),
+                reason: row.try_get("reason")?,
+                sessions,
+                bytes: uint(&row, "bytes")?,
+            });
+        }
+        // The kernel counts connections that passed unobserved per node, not per run.
+        if run.is_none() {
+            let mut query = QueryBuilder::<Sqlite>::new("SELECT COALESCE(sum(unobserved), 0) AS unobserved FROM node WHERE 1");
+            if let Some(node) = node {
+                query.push(" AND id = ").push_bind(node.as_bytes().to_vec());
+            }
+            let row = query.build().fetch_one(&self.readers).await?;
+            answer.unobserved_connections = uint(&row, "unobserved")?;
+        }
+        Ok(answer)
+    }
+
+    /// By name. `connected` is not the index's to know.
+    pub async fn node_list(&self, page: &v1::Page) -> Result<v1::NodesResponse, ReadError> {
+        let rows = page_rows(page);
+        let cursor = Cursor::parse(&page.cursor)?;
+        let found = sqlx::query("SELECT * FROM node WHERE (enrolled_ms, id) > (?, ?) ORDER BY enrolled_ms, id LIMIT ?")
+            .bind(cursor.as_ref().map_or(i64::MIN, |cursor| cursor.time))
+            .bind(cursor.map(|cursor| cursor.id).unwrap_or_default())
+            .bind(int(rows))
+            .fetch_all(&self.readers)
+            .await?;
+        let mut nodes = Vec::with_capacity(found.len());
+        for row in &found {
+            nodes.push(v1::NodeSummary {
+                node_id: NodeId::from_bytes(fixed(row, "id")?).to_field(),
+                name: row.try_get("name")?,
+                agent_version: row.try_get("agent_version")?,
+                last_seen_unix_ms: row.try_get("last_seen_ms")?,
+                connected: false,
+                revoked: row.try_get::<Option<i64>, _>("revoked_ms")?.is_some(),
+                node_entries: uint(row, "log_entries")?,
+                next_number: uint(row, "next_number")?,
+                spooled_segments: uint(row, "spooled_segments")?,
+                spooled_bytes: uint(row, "spooled_bytes")?,
+                alerts: uint(row, "alerts")?,
+                clock_synchronized: row.try_get("clock_synchronized")?,
+                signing_key: row.try_get::<Vec<u8>, _>("signing_key")?.into(),
+            });
+        }
+        let next_cursor = match found.last() {
+            Some(last) if found.len() as u64 == rows => {
+                Cursor::show(last.try_get("enrolled_ms")?, &fixed::<16>(last, "id")?, 0)
+            }
+            _ => String::new(),
+        };
+        Ok(v1::NodesResponse { nodes, next_cursor })
+    }
+
+    /// Segments of a session from `from_seq` on, in sequence.
+    pub async fn segment_list(
+        &self,
+        session: &SessionId,
+        from_seq: u64,
+        rows: u64,
+    ) -> Result<Vec<StoredSegment>, StoreError> {
+        let found = sqlx::query(
+            "SELECT g.*, b.key FROM segment g JOIN bundle b ON b.id = g.bundle \
+             WHERE g.session_id = ? AND g.seq >= ? ORDER BY g.seq LIMIT ?",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(int(from_seq))
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
+        found.iter().map(segment_row).collect()
+    }
+
+    /// Segments of a run in order of their first event, after (`first_boot_ns`, session, seq).
+    pub async fn run_segment_list(
+        &self,
+        run: &RunId,
+        after: Option<(u64, SessionId, u64)>,
+        rows: u64,
+    ) -> Result<Vec<StoredSegment>, StoreError> {
+        let (time, session, seq) = match after {
+            Some((time, session, seq)) => (int(time), session.as_bytes().to_vec(), int(seq)),
+            None => (-1, Vec::new(), 0),
+        };
+        let found = sqlx::query(
+            "SELECT g.*, b.key FROM session s JOIN segment g ON g.session_id = s.id JOIN bundle b ON b.id = g.bundle \
+             WHERE s.run_id = ? AND (g.first_boot_ns, g.session_id, g.seq) > (?, ?, ?) \
+             ORDER BY g.first_boot_ns, g.session_id, g.seq LIMIT ?",
+        )
+        .bind(&run.as_bytes()[..])
+        .bind(time)
+        .bind(session)
+        .bind(seq)
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
+        found.iter().map(segment_row).collect()
+    }
+
+    /// What the collector claims to hold of a session.
+    pub async fn session_claim(&self, session: &SessionId) -> Result<Option<v1::ProofSession>, StoreError> {
+        let row = sqlx::query("SELECT * FROM session WHERE id = ?")
+            .bind(&session.as_bytes()[..])
+            .fetch_optional(&self.readers)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(v1::ProofSession {
+            session_id: session.to_field(),
+            run_id: RunId::from_bytes(fixed(&row, "run_id")?).to_field(),
+            node_id: NodeId::from_bytes(fixed(&row, "node_id")?).to_field(),
+            node_number: uint(&row, "node_number")?,
+            segments: uint(&row, "next_seq")?,
+            head_hash: row.try_get::<Vec<u8>, _>("head_hash")?.into(),
+            closed: row.try_get("closed")?,
+            expired_segments: uint(&row, "expired_seq")?,
+            expired_unix_ms: row.try_get("expired_ms")?,
+        }))
+    }
+
+    /// Ids of a run's sessions after `after`, in order of id (they are made in order of time).
+    pub async fn session_ids(
+        &self,
+        run: &RunId,
+        after: Option<SessionId>,
+        rows: u64,
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let found = sqlx::query("SELECT id FROM session WHERE run_id = ? AND id > ? ORDER BY id LIMIT ?")
+            .bind(&run.as_bytes()[..])
+            .bind(after.map(|id| id.as_bytes().to_vec()).unwrap_or_default())
+            .bind(int(rows))
+            .fetch_all(&self.readers)
+            .await?;
+        found.iter().map(|row| Ok(SessionId::from_bytes(fixed(row, "id")?))).collect()
+    }
+
+    /// Encoded signed entries of a node's log from `from` on.
+    pub async fn node_entry_list(
+        &self,
+        node: &NodeId,
+        from: u64,
+        rows: u64,
+    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let found = sqlx::query("SELECT idx, signed FROM node_entry WHERE node_id = ? AND idx >= ? ORDER BY idx LIMIT ?")
+            .bind(&node.as_bytes()[..])
+            .bind(int(from))
+            .bind(int(rows))
+            .fetch_all(&self.readers)
+            .await?;
+        found.iter().map(|row| Ok((uint(row, "idx")?, row.try_get("signed")?))).collect()
+    }
+
+    /// What is held of a node's sessions, by number, after (`number`, session).
+    pub async fn held_list(
+        &self,
+        node: &NodeId,
+        after: (u64, Vec<u8>),
+        rows: u64,
+    ) -> Result<Vec<v1::HeldSession>, StoreError> {
+        let found = sqlx::query(
+            "SELECT s.*, (SELECT count(*) FROM segment g WHERE g.session_id = s.id) AS held FROM session s \
+             WHERE s.node_id = ? AND (s.node_number, s.id) > (?, ?) ORDER BY s.node_number, s.id LIMIT ?",
+        )
+        .bind(&node.as_bytes()[..])
+        .bind(int(after.0))
+        .bind(after.1)
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
+        found
+            .iter()
+            .map(|row| {
+                Ok(v1::HeldSession {
+                    number: uint(row, "node_number")?,
+                    session_id: SessionId::from_bytes(fixed(row, "id")?).to_field(),
+                    segments: uint(row, "next_seq")?,
+                    head_hash: row.try_get::<Vec<u8>, _>("head_hash")?.into(),
+                    closed: row.try_get("closed")?,
+                    gaps: uint(row, "gaps")?,
+                    expired_segments: uint(row, "expired_seq")?,
+                    held_segments: uint(row, "held")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Alerts of a node, or of one session; the oldest first, bounded by what is kept.
+    pub async fn alert_list(
+        &self,
+        node: &NodeId,
+        session: Option<&SessionId>,
+    ) -> Result<Vec<v1::ProofAlert>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM alert WHERE node_id = ");
+        query.push_bind(node.as_bytes().to_vec());
+        if let Some(session) = session {
+            query.push(" AND session_id = ").push_bind(session.as_bytes().to_vec());
+        }
+        let found = query.push(" ORDER BY id").build().fetch_all(&self.readers).await?;
+        found
+            .iter()
+            .map(|row| {
+                Ok(v1::ProofAlert {
+                    unix_ms: row.try_get("unix_ms")?,
+                    node_id: node.to_field(),
+                    session_id: row.try_get::<Option<Vec<u8>>, _>("session_id")?.unwrap_or_default().into(),
+                    kind: row.try_get("kind")?,
+                    detail: row.try_get("detail")?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The hex digits are the beginning of the id, or its end (which is random, and so the shorter name of one of many).
+fn push_id_part(query: &mut QueryBuilder<Sqlite>, id: &str, part: &str) {
+    query.push(format!(" AND (substr(hex({id}), 1, {len}) = ", len = part.len())).push_bind(part.to_owned());
+    if part.len() >= 4 {
+        query.push(format!(" OR substr(hex({id}), -{len}) = ", len = part.len())).push_bind(part.to_owned());
+    }
+    query.push(")");
+}
+
+fn push_subject(query: &mut QueryBuilder<Sqlite>, subject: Subject, table: &str) {
+    match subject {
+        Subject::Run(run) => query.push(format!("{table}.run_id = ")).push_bind(run.as_bytes().to_vec()),
+        Subject::Session(session) => {
+            query.push(format!("{table}.session_id = ")).push_bind(session.as_bytes().to_vec())
+        }
+    };
+}
+
+fn run_row(row: &SqliteRow) -> Result<v1::RunSummary, StoreError> {
+    let principal = v1::Principal {
+        issuer: row.try_get("principal_issuer")?,
+        subject: row.try_get("principal_subject")?,
+        groups: from_json(row, "principal_groups")?,
+        verified_by: row.try_get("principal_verified_by")?,
+        expires_unix_ms: row.try_get("principal_expires_ms")?,
+    };
+    let run = v1::Run {
+        id: RunId::from_bytes(fixed(row, "id")?).to_field(),
+        parent: row.try_get::<Option<Vec<u8>>, _>("parent")?.unwrap_or_default().into(),
+        principal: Some(principal),
+        initiator: row.try_get("initiator")?,
+        labels: from_json(row, "labels")?,
+        argv: from_json(row, "argv")?,
+        started_at_ns: uint(row, "started_boot_ns")?,
+        host: row.try_get("host")?,
+    };
+    Ok(v1::RunSummary {
+        run: Some(run),
+        node_id: NodeId::from_bytes(fixed(row, "node_id")?).to_field(),
+        node_name: row.try_get("node_name")?,
+        first_unix_ns: row.try_get("first_unix_ns")?,
+        last_unix_ns: row.try_get("last_unix_ns")?,
+        sessions: uint(row, "sessions")?,
+        exchanges: uint(row, "exchanges")?,
+        denied: uint(row, "denied")?,
+        gaps: uint(row, "gaps")?,
+        open_sessions: uint(row, "open")?,
+        expired: row.try_get("expired")?,
+    })
+}
+
+fn session_row(row: &SqliteRow) -> Result<v1::SessionSummary, StoreError> {
+    Ok(v1::SessionSummary {
+        session_id: SessionId::from_bytes(fixed(row, "id")?).to_field(),
+        run_id: RunId::from_bytes(fixed(row, "run_id")?).to_field(),
+        node_id: NodeId::from_bytes(fixed(row, "node_id")?).to_field(),
+        node_number: uint(row, "node_number")?,
+        protocol: row.try_get("protocol")?,
+        origin: Some(origin(row)?),
+        target: row.try_get("target")?,
+        process: Some(decode(row, "process")?),
+        opened_unix_ns: row.try_get("opened_unix_ns")?,
+        closed_unix_ns: row.try_get("closed_unix_ns")?,
+        coverage: row.try_get("coverage")?,
+        reason: row.try_get("reason")?,
+        cause: row.try_get("cause")?,
+        exchanges: uint(row, "exchanges")?,
+        denied: uint(row, "denied")?,
+        gaps: uint(row, "gaps")?,
+        request_bytes: uint(row, "request_bytes")?,
+        response_bytes: uint(row, "response_bytes")?,
+        segments: uint(row, "next_seq")?,
+        facts: from_json(row, "facts")?,
+        rule: row.try_get("rule")?,
+        protocol_version: row.try_get("protocol_version")?,
+        expired_segments: uint(row, "expired_seq")?,
+        expired_unix_ms: row.try_get("expired_ms")?,
+        run_host: row.try_get("host")?,
+        opened_at_ns: uint(row, "opened_boot_ns")?,
+    })
+}
+
+fn exchange_row(row: &SqliteRow) -> Result<v1::ExchangeSummary, StoreError> {
+    let mut finished: v1::Finished = decode(row, "finished")?;
+    finished.operation.get_or_insert_default().text = row.try_get("statement")?;
+    Ok(v1::ExchangeSummary {
+        session_id: SessionId::from_bytes(fixed(row, "session_id")?).to_field(),
+        ordinal: uint(row, "ordinal")?,
+        protocol: row.try_get("protocol")?,
+        origin: Some(origin(row)?),
+        target: row.try_get("target")?,
+        finished: Some(finished),
+        asked_unix_ns: row.try_get("asked_unix_ns")?,
+        duration_ns: uint(row, "duration_ns")?,
+        node_number: uint(row, "node_number")?,
+    })
+}
+
+fn segment_row(row: &SqliteRow) -> Result<StoredSegment, StoreError> {
+    Ok(StoredSegment {
+        session: SessionId::from_bytes(fixed(row, "session_id")?),
+        seq: uint(row, "seq")?,
+        bundle: row.try_get("key")?,
+        at: uint(row, "at")?,
+        len: uint(row, "len")?,
+        hash: fixed(row, "hash")?,
+        signature: row.try_get("signature")?,
+        generation: GenerationId::from_bytes(fixed(row, "generation")?),
+        first_boot_ns: uint(row, "first_boot_ns")?,
+        wall: Anchor {
+            unix_ns: row.try_get("wall_unix_ns")?,
+            boot_ns: uint(row, "wall_boot_ns")?,
+            synchronized: true,
+        },
+        received_ms: row.try_get("received_ms")?,
+        receipt: row.try_get("receipt")?,
+    })
+}
+
+fn origin(row: &SqliteRow) -> Result<v1::Address, StoreError> {
+    Ok(v1::Address {
+        ip: row.try_get("origin_ip")?,
+        port: u32::try_from(row.try_get::<i64, _>("origin_port")?).unwrap_or(0),
+    })
+}
+
+fn decode<M: Message + Default>(row: &SqliteRow, column: &'static str) -> Result<M, StoreError> {
+    let bytes: &[u8] = row.try_get(column)?;
+    M::decode(bytes).map_err(|_| StoreError::Damaged(column))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+    let text: &str = row.try_get(column)?;
+    serde_json::from_str(text).map_err(|_| StoreError::Damaged(column))
+}
+
+/// As people and programs read it.
+pub fn coverage_name(coverage: i32) -> &'static str {
+    match v1::Coverage::try_from(coverage) {
+        Ok(v1::Coverage::Inspected) => "inspected",
+        Ok(v1::Coverage::MetadataOnly) => "metadata-only",
+        Ok(v1::Coverage::Refused) => "refused",
+        Ok(v1::Coverage::Unspecified) | Err(_) => "unknown",
+    }
+}

@@ -1,0 +1,135 @@
+//! What deletes. Content goes segment by segment, by the time it was received; a session's row stays as its tombstone,
+//! so that a verifier can tell "expired" from "missing". The node log stays: it is how absence is proven.
+
+use sqlx::Row;
+use weir_proto::SessionId;
+
+use super::{SqliteIndex, fixed};
+use crate::store::StoreError;
+
+/// Sessions handled by one transaction: the writer must not be held for long.
+const SESSIONS_PER_STEP: i64 = 100;
+
+/// What one step did.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Expired {
+    pub sessions: u64,
+    pub segments: u64,
+}
+
+impl SqliteIndex {
+    /// Deletes segments received before `before_ms`, with all that was drawn from them, of some sessions. Nothing
+    /// deleted: nothing is left to do.
+    pub async fn segments_expire(&self, before_ms: i64, now_ms: i64) -> Result<Expired, StoreError> {
+        let mut tx = self.begin().await?;
+        let found = sqlx::query(
+            "SELECT DISTINCT g.session_id FROM segment g JOIN session s ON s.id = g.session_id \
+             WHERE g.received_ms < ? AND s.legal_hold = 0 LIMIT ?",
+        )
+        .bind(before_ms)
+        .bind(SESSIONS_PER_STEP)
+        .fetch_all(&mut *tx)
+        .await?;
+        let mut done = Expired { sessions: found.len() as u64, segments: 0 };
+        for row in &found {
+            let session = SessionId::from_bytes(fixed(row, "session_id")?);
+            let id = &session.as_bytes()[..];
+            // Segments come in sequence, so the old ones are the first ones.
+            let row = sqlx::query(
+                "SELECT max(seq) + 1 AS upto, max(last_boot_ns) AS last_ns FROM segment WHERE session_id = ? AND received_ms < ?",
+            )
+            .bind(id)
+            .bind(before_ms)
+            .fetch_one(&mut *tx)
+            .await?;
+            let upto: i64 = row.try_get("upto")?;
+            let last_ns: i64 = row.try_get("last_ns")?;
+            done.segments += sqlx::query("DELETE FROM segment WHERE session_id = ? AND seq < ?")
+                .bind(id)
+                .bind(upto)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected();
+            sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?").bind(id).bind(upto).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM exchange WHERE session_id = ? AND asked_boot_ns <= ?")
+                .bind(id)
+                .bind(last_ns)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(
+                "DELETE FROM session_key WHERE session_id = ?1 AND generation NOT IN \
+                 (SELECT generation FROM segment WHERE session_id = ?1)",
+            )
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "UPDATE session SET expired_seq = ?2, expired_ms = ?3, \
+                 facts = CASE WHEN ?2 >= next_seq THEN '{}' ELSE facts END, \
+                 process = CASE WHEN ?2 >= next_seq THEN x'' ELSE process END WHERE id = ?1",
+            )
+            .bind(id)
+            .bind(upto)
+            .bind(now_ms)
+            .execute(&mut *tx)
+            .await?;
+        }
+        if done.sessions > 0 {
+            runs_forget(&mut tx).await?;
+        }
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    /// Bundles that no segment is in any more: (row id, key).
+    pub async fn bundle_list_empty(&self) -> Result<Vec<(i64, String)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, key FROM bundle b WHERE NOT EXISTS (SELECT 1 FROM segment g WHERE g.bundle = b.id) LIMIT 1000",
+        )
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("key")?))).collect()
+    }
+
+    /// To be called when the object is gone.
+    pub async fn bundle_forget(&self, id: i64) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM bundle WHERE id = ?").bind(id).execute(&self.writer).await?;
+        Ok(())
+    }
+
+    pub async fn bundle_known(&self, key: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM bundle WHERE key = ?").bind(key).fetch_optional(&self.readers).await?;
+        Ok(row.is_some())
+    }
+
+    /// Private keys of days long past, with the wraps that only they open; used-up tokens; old accesses.
+    pub async fn keys_expire(&self, before_day: u32, now_ms: i64, accesses_before_ms: i64) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("DELETE FROM wrap WHERE key_id IN (SELECT id FROM hpke_key WHERE day < ?)")
+            .bind(i64::from(before_day))
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM hpke_key WHERE day < ?").bind(i64::from(before_day)).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM join_token WHERE expires_ms < ?").bind(now_ms).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM access_log WHERE unix_ms < ?").bind(accesses_before_ms).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Gives freed pages back to the file system, a bounded number at a time.
+    pub async fn space_return(&self) -> Result<(), StoreError> {
+        sqlx::query("PRAGMA incremental_vacuum(4096)").execute(&self.writer).await?;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.writer).await?;
+        Ok(())
+    }
+}
+
+/// What a run itself says about content goes when the last of its sessions has gone.
+async fn runs_forget(tx: &mut sqlx::Transaction<'static, sqlx::Sqlite>) -> Result<(), StoreError> {
+    const GONE: &str = "SELECT run_id FROM session GROUP BY run_id HAVING min(expired_seq >= next_seq) = 1";
+    sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM run_label WHERE run_id IN ({GONE})"))).execute(&mut **tx).await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE run SET argv = '[]' WHERE argv <> '[]' AND id IN ({GONE})")))
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
