@@ -22,6 +22,8 @@ pub(super) struct Anchors<'a> {
     stems: [Next; KEYWORDS_MAX],
     prefix: Next,
     prefix_token: usize,
+    /// Where that prefix begins; before the buffer counts as 0.
+    prefix_start: usize,
 }
 
 /// The first place at or after `from` of those that were asked for; `usize::MAX` for none.
@@ -48,6 +50,7 @@ impl<'a> Anchors<'a> {
             stems: [Next::UNKNOWN; KEYWORDS_MAX],
             prefix: Next::UNKNOWN,
             prefix_token: 0,
+            prefix_start: 0,
         }
     }
 
@@ -66,7 +69,8 @@ impl<'a> Anchors<'a> {
                 first = (place, Anchor::Stem(place, index));
             }
         }
-        if !self.prefix.holds(at + 1) || self.prefix.from < behind.floor() {
+        let is_nowhere = self.prefix.place == Next::NOWHERE;
+        if !self.prefix.holds(at + 1) || (self.prefix_start < behind.floor() && !is_nowhere) {
             self.find_prefix(at + 1, behind);
         }
         if self.prefix.place <= first.0 {
@@ -127,6 +131,7 @@ impl<'a> Anchors<'a> {
                 if end >= tail.len() + end_from {
                     self.prefix.place = end - tail.len();
                     self.prefix_token = found.pattern().as_usize();
+                    self.prefix_start = 0;
                     return;
                 }
                 from = start + 1;
@@ -137,6 +142,7 @@ impl<'a> Anchors<'a> {
             if from + found.end() >= end_from {
                 self.prefix.place = from + found.end();
                 self.prefix_token = found.pattern().as_usize();
+                self.prefix_start = from + found.start();
                 return;
             }
             from += found.start() + 1;

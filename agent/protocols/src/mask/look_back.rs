@@ -62,22 +62,13 @@ impl Default for Scratch {
 
 /// The name before a separator, if it is one of ours.
 pub(super) fn name_before_separator(before: &[u8], separator: u8) -> Option<Named> {
-    let trimmed = trim_end(before, is_blank);
-    let (word_end, closed) = match trimmed.last()? {
-        quote if is_quote(*quote) => {
-            (trim_end(&trimmed[..trimmed.len() - 1], |byte| byte == b'\\').len(), true)
-        }
-        b']' => (trimmed.len() - 1, false),
-        _ => (trimmed.len(), false),
-    };
-    if word_end == 0 || !SECRETS.may_end_name(before[word_end - 1]) {
-        return None;
-    }
+    let (word_end, closed) = name_end(before)?;
     let word = Word::ending_at(before, word_end)?;
     let name = SECRETS.name(word.text, word.glued)?;
     if name.place == Place::Field {
-        let begins = word.before.is_none_or(|byte| byte < b' ' || b"?&".contains(&byte));
-        if separator != b'=' || !begins || trimmed.len() != before.len() {
+        let begins = word.after_length
+            || word.before.is_none_or(|byte| !(b' '..0x7f).contains(&byte) || b"?&".contains(&byte));
+        if separator != b'=' || !begins || before.last().copied().is_some_and(is_blank) {
             return None;
         }
     }
@@ -91,6 +82,25 @@ pub(super) fn name_before_separator(before: &[u8], separator: u8) -> Option<Name
     })
 }
 
+/// Whether a name of ours ends before a separator, whatever the name is part of.
+pub(super) fn ends_with_name(before: &[u8]) -> bool {
+    let before = &before[before.len().saturating_sub(LOOK_BACK_BYTES_MAX)..];
+    name_end(before).is_some_and(|(end, _)| SECRETS.ends_with_name(&before[..end]))
+}
+
+/// Where the name before a separator ends, and whether a quote closes it.
+fn name_end(before: &[u8]) -> Option<(usize, bool)> {
+    let trimmed = trim_end(before, is_blank);
+    let (end, closed) = match trimmed.last()? {
+        quote if is_quote(*quote) => {
+            (trim_end(&trimmed[..trimmed.len() - 1], |byte| byte == b'\\').len(), true)
+        }
+        b']' => (trimmed.len() - 1, false),
+        _ => (trimmed.len(), false),
+    };
+    (end > 0 && SECRETS.may_end_name(before[end - 1])).then_some((end, closed))
+}
+
 /// The word that a stem of a keyword ends in.
 pub(super) fn word_before_stem(before: &[u8], keyword: &'static Keyword) -> Option<Named> {
     let start = before.len().checked_sub(keyword.stem.len())?;
@@ -102,7 +112,8 @@ pub(super) fn word_before_stem(before: &[u8], keyword: &'static Keyword) -> Opti
     let (quote, style) = word.map_or((None, Style::Plain), |word| (word.quote, word.style));
     if let Some(word) = word
         && !keyword.rest.is_empty()
-        && word.text.len() != keyword.stem.len() + usize::from(word.glued)
+        && word.text.len() != keyword.stem.len()
+        && !(word.glued && word.text.len() == keyword.stem.len() + 1)
     {
         return None;
     }
@@ -127,6 +138,8 @@ struct Word<'a> {
     style: Style,
     /// The first byte may be the last one of a length before the word.
     glued: bool,
+    /// The byte before the word may be.
+    after_length: bool,
 }
 
 impl<'a> Word<'a> {
@@ -138,7 +151,9 @@ impl<'a> Word<'a> {
         }
         let before = head.last().copied();
         let quote = before.filter(|byte| is_quote(*byte));
+        let after_length = head.len() >= 2 && is_length(head[head.len() - 2]);
         let style = match trim_end(head, is_blank).last() {
+            _ if after_length => Style::Plain,
             Some(b'?' | b'&') => Style::Query,
             Some(b';') => Style::Semicolon,
             _ => Style::Plain,
@@ -149,6 +164,7 @@ impl<'a> Word<'a> {
             quote,
             style,
             glued: before.is_some_and(is_length),
+            after_length,
         })
     }
 }

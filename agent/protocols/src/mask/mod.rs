@@ -4,6 +4,7 @@
 //! rule), never the value. `secrets.toml` names what authenticates.
 
 mod anchors;
+mod argv;
 mod frame;
 mod gap;
 mod look_back;
@@ -61,6 +62,32 @@ impl Masked {
     pub fn to_text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
+}
+
+/// The fuzz entry: nothing panics, lengths stay, and the cuts do not matter.
+#[cfg(any(test, feature = "suite"))]
+pub fn fuzz(input: &[u8]) {
+    let plan = MaskPlan::standard();
+    let (cut, bytes) =
+        input.split_first().map_or((1, input), |(first, rest)| (usize::from(*first) + 1, rest));
+    let bytes = Bytes::copy_from_slice(bytes);
+    for syntax in [Syntax::Sql, Syntax::Bytes] {
+        let whole = match syntax {
+            Syntax::Sql => plan.text(&bytes),
+            Syntax::Bytes => plan.bytes(&bytes),
+        };
+        let mut stream = plan.stream(syntax);
+        let mut shown = Vec::with_capacity(bytes.len());
+        for chunk in bytes.chunks(cut) {
+            shown.extend_from_slice(stream.push(bytes.slice_ref(chunk)).bytes());
+        }
+        shown.extend_from_slice(stream.finish().bytes());
+        assert_eq!(whole.bytes().len(), bytes.len(), "a mask changed the length");
+        assert_eq!(&shown[..], &whole.bytes()[..], "a cut changed the outcome");
+    }
+    let arguments: Vec<_> =
+        input.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+    assert_eq!(plan.argv(&arguments).len(), arguments.len());
 }
 
 #[cfg(test)]

@@ -112,7 +112,15 @@ pub(super) struct Argv {
 pub(super) struct Short {
     pub(super) programs: Vec<String>,
     pub(super) option: String,
-    pub(super) attached: bool,
+    pub(super) value: ShortValue,
+}
+
+/// Where the value of a short option stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ShortValue {
+    Attached,
+    Either,
 }
 
 #[derive(Deserialize)]
@@ -174,8 +182,25 @@ impl Secrets {
         }
     }
 
+    /// Whether a value that is given this name is a secret, whatever the name stands in.
+    pub(super) fn is_secret_name(&self, name: &[u8]) -> bool {
+        let has_stem = |keyword: &Keyword| {
+            let stem = keyword.stem.as_bytes();
+            keyword.rest.is_empty() && name.windows(stem.len()).any(|part| part.eq_ignore_ascii_case(stem))
+        };
+        self.name(name, false).is_some() || self.keywords.iter().any(has_stem)
+    }
+
     pub(super) fn may_end_name(&self, byte: u8) -> bool {
         self.last_bytes[usize::from(byte)]
+    }
+
+    pub(super) fn ends_with_name(&self, bytes: &[u8]) -> bool {
+        let ends_with = |name: &Name| {
+            let start = bytes.len().checked_sub(name.text.len());
+            start.is_some_and(|start| bytes[start..].eq_ignore_ascii_case(&name.text))
+        };
+        self.names.iter().any(ends_with)
     }
 
     /// The name that `word` is. With `glued`, its first byte may belong to what stands before it.

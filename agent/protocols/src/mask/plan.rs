@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::scan::Scanner;
+use super::scan::{Scanner, may_hold_secret};
 use super::{Mark, Masked, StreamMask};
 
 /// What must not enter the record. Cheap to clone.
@@ -43,19 +43,19 @@ impl MaskPlan {
         F: FnOnce() -> I,
         I: IntoIterator<Item = Range<usize>>,
     {
-        let mut hits = Vec::new();
-        Scanner::new(Syntax::Bytes).scan(bytes, true, &mut hits);
-        if hits.is_empty() {
+        if !may_hold_secret(bytes) {
             return Masked { bytes: bytes.clone(), marks: Vec::new() };
         }
-        hits.clear();
+        let mut hits = Vec::new();
         for field in fields() {
             let Some(part) = bytes.get(field.clone()) else { continue };
-            let first = hits.len();
-            Scanner::new(Syntax::Bytes).scan(part, true, &mut hits);
-            for hit in &mut hits[first..] {
-                hit.0 = hit.0.start + field.start..hit.0.end + field.start;
-            }
+            let mut found = Vec::new();
+            Scanner::new(Syntax::Bytes).scan(part, true, &mut found);
+            hits.extend(
+                found
+                    .into_iter()
+                    .map(|(range, rule)| (range.start + field.start..range.end + field.start, rule)),
+            );
         }
         masked(bytes.clone(), &hits)
     }
@@ -71,9 +71,9 @@ impl MaskPlan {
         StreamMask::new(Scanner::new(syntax))
     }
 
-    /// The arguments of a process.
+    /// The arguments of a process, the program first. A masked argument keeps its length.
     pub fn argv(&self, argv: &[String]) -> Vec<String> {
-        argv.iter().map(|arg| self.text(&Bytes::copy_from_slice(arg.as_bytes())).to_text()).collect()
+        super::argv::masked(argv)
     }
 
     fn whole(&self, bytes: &Bytes, syntax: Syntax) -> Masked {

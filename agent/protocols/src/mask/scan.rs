@@ -6,7 +6,9 @@
 
 use super::anchors::{Anchor, Anchors};
 use super::gap::{Gap, Lead, Named};
-use super::look_back::{LookBack, Scratch, is_word_start, name_before_separator, word_before_stem};
+use super::look_back::{
+    LookBack, Scratch, ends_with_name, is_word_start, name_before_separator, word_before_stem,
+};
 use super::names::{SECRETS, Token};
 use super::plan::{Hit, Syntax};
 use super::userinfo::{self, Userinfo};
@@ -164,7 +166,9 @@ impl Scanner {
                 self.behind.cut(next);
                 let state = match after {
                     After::Gap(gap) => State::Gap(gap),
-                    After::Again(gap) if value.may_continue(gap.is_of_keyword(), view.buffer.get(next).copied()) => {
+                    After::Again(gap)
+                        if value.may_continue(gap.is_of_keyword(), view.buffer.get(next).copied()) =>
+                    {
                         State::Gap(gap.again())
                     }
                     After::Search | After::Again(_) => State::Search,
@@ -188,6 +192,37 @@ impl Scanner {
             }
         }
     }
+}
+
+/// Whether any part of the buffer, read for itself, may hold a secret. Looks at no word's beginning: where the parts begin
+/// is not known here. Stops at the first suspicion.
+pub(super) fn may_hold_secret(buffer: &[u8]) -> bool {
+    let view = View { buffer, last: true };
+    let (mut anchors, behind, mut at) = (Anchors::new(buffer), LookBack::default(), 0);
+    while let Some(anchor) = anchors.next(at, &behind) {
+        let (place, is_suspicious) = match anchor {
+            Anchor::Stem(place, _) => (place, true),
+            Anchor::Separator(place) => {
+                let is_url = || {
+                    matches!(
+                        userinfo::read(view, place + 1),
+                        Some(Userinfo::Password(..) | Userinfo::Endless(_))
+                    )
+                };
+                (place, ends_with_name(&buffer[..place]) || (buffer[place] == b':' && is_url()))
+            }
+            Anchor::Prefix(end, token) => {
+                let token = &SECRETS.tokens[token];
+                // The next anchor is looked for behind this one.
+                (end - 1, view.run(end, token.min, |byte| token.set.contains(byte)) >= Some(token.min))
+            }
+        };
+        if is_suspicious {
+            return true;
+        }
+        at = place + 1;
+    }
+    false
 }
 
 /// The rest of the word that a stem is in; a `-` belongs to it between letters only.
@@ -224,4 +259,16 @@ fn add(hits: &mut Vec<Hit>, range: std::ops::Range<usize>, rule: &'static str) {
         Some((last, last_rule)) if last.end == range.start && *last_rule == rule => last.end = range.end,
         _ => hits.push((range, rule)),
     }
+}
+
+/// How many steps reading takes.
+#[cfg(test)]
+pub(super) fn steps(bytes: &[u8]) -> usize {
+    let mut scanner = Scanner::new(Syntax::Bytes);
+    let (view, mut anchors) = (View { buffer: bytes, last: true }, Anchors::new(bytes));
+    let (mut at, mut steps, mut hits) = (0, 0, Vec::new());
+    while let Progress::To(next, state) = scanner.step(view, at, &mut anchors, &mut hits) {
+        (at, scanner.state, steps) = (next, state, steps + 1);
+    }
+    steps
 }

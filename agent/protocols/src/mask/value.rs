@@ -318,13 +318,12 @@ impl Style {
 
 fn delimiter(view: View<'_>, at: usize, delimiter: &[u8]) -> Reach {
     let rest = &view.buffer[at..];
-    let zero = memchr::memchr(0, rest);
-    let upto = zero.unwrap_or(rest.len());
-    if let Some(length) = memchr::memmem::find(&rest[..upto], delimiter) {
-        return Reach::Ended(at + length, at + length + delimiter.len());
+    let found = memchr::memmem::find(rest, delimiter);
+    if let Some(length) = memchr::memchr(0, &rest[..found.unwrap_or(rest.len())]) {
+        return Reach::Ended(at + length, at + length);
     }
-    match zero {
-        Some(length) => Reach::Ended(at + length, at + length),
+    match found {
+        Some(length) => Reach::Ended(at + length, at + length + delimiter.len()),
         None if view.last => Reach::Open(view.end()),
         // The beginning of the delimiter may be there already.
         None => Reach::Open(view.end().saturating_sub(delimiter.len() - 1).max(at)),
@@ -332,9 +331,8 @@ fn delimiter(view: View<'_>, at: usize, delimiter: &[u8]) -> Reach {
 }
 
 fn line(view: View<'_>, mut at: usize, quote: Option<u8>, in_sql: bool) -> Reach {
-    let ends = |byte: &u8| {
-        matches!(byte, b'\n' | b'\r' | 0) || quote == Some(*byte) || (in_sql && *byte == b'\'')
-    };
+    let ends =
+        |byte: &u8| matches!(byte, b'\n' | b'\r' | 0) || quote == Some(*byte) || (in_sql && *byte == b'\'');
     while let Some(length) = view.buffer[at..].iter().position(ends) {
         let found = at + length;
         let feed = found + usize::from(view.buffer[found] == b'\r');

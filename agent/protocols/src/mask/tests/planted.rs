@@ -121,6 +121,8 @@ const BYTES: &[&str] = &[
     "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n§\n-----END RSA PRIVATE KEY-----",
     "D\0\0\0\x41Authorization: Bearer §\r\n",
     "D\0\0\0\x41pwd=§",
+    "\x03CREATE USER bob IDENTIFIED BY '§'",
+    "\0\0\0\x41IDENTIFIED BY '§'",
 ];
 
 /// Long enough to be a token, and to be found in the output without doubt.

@@ -123,7 +123,7 @@ fn syntax() -> impl Strategy<Value = Syntax> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn the_cuts_do_not_matter(bytes in bytes(), syntax in syntax(), cuts in proptest::collection::vec(1_usize..40, 1..5)) {
@@ -148,5 +148,78 @@ proptest! {
     fn masking_twice_changes_nothing(bytes in bytes(), syntax in syntax()) {
         let once = whole(&bytes, syntax).bytes().to_vec();
         prop_assert_eq!(whole(&once, syntax).bytes().escape_ascii().to_string(), once.escape_ascii().to_string());
+    }
+}
+
+/// Frames with a length before each field, as DataRow has them.
+fn framed(fields: &[Vec<u8>]) -> (Vec<u8>, Vec<std::ops::Range<usize>>) {
+    let (mut frames, mut ranges) = (Vec::new(), Vec::new());
+    for field in fields {
+        frames.push(b'D');
+        frames.extend_from_slice(&(field.len() as u32).to_be_bytes());
+        ranges.push(frames.len()..frames.len() + field.len());
+        frames.extend_from_slice(field);
+    }
+    (frames, ranges)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// A run of frames in which nothing is found has no field in which something would be.
+    #[test]
+    fn a_run_hides_no_field(fields in proptest::collection::vec(bytes(), 1..4)) {
+        let (frames, ranges) = framed(&fields);
+        let plan = MaskPlan::standard();
+        let masked = plan.fields(&Bytes::from(frames.clone()), || ranges.clone());
+        for (field, range) in fields.iter().zip(ranges) {
+            let alone = whole(field, Syntax::Bytes);
+            prop_assert_eq!(
+                masked.bytes()[range].escape_ascii().to_string(),
+                alone.bytes().escape_ascii().to_string()
+            );
+        }
+    }
+
+    #[test]
+    fn the_fuzz_entry_holds(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        crate::mask::fuzz(&bytes);
+    }
+}
+
+/// Twice the input is at most about twice the work, on what is worst for the scanner.
+#[test]
+fn the_work_is_linear() {
+    for worst in [
+        "=",
+        ":",
+        "token=",
+        "password",
+        "password ",
+        "''",
+        "'",
+        "\\",
+        "://",
+        "x://u:",
+        "$a",
+        "/*",
+        "PASSWORD/*",
+        "identified ",
+        "md5",
+        "ghp_",
+        "wwww",
+        "{\"token\":\"",
+        "authorization:\n ",
+        "password='",
+        "password=a ",
+        "password $$x$$ ",
+    ] {
+        let steps = |bytes: usize| {
+            let input = worst.repeat(bytes / worst.len());
+            super::super::scan::steps(input.as_bytes())
+        };
+        let (once, twice) = (steps(100_000), steps(200_000));
+        assert!(twice <= 2 * once + 1000, "{worst}: {once} {twice}");
+        assert!(once <= 200_000, "{worst}: {once}");
     }
 }
