@@ -32,6 +32,8 @@ def talk(sock, ip, port):
         print(f"peer={peer[0]},{peer[1]} own={own[1]} {line}", flush=True)
     except OSError as error:
         name = "TIMEOUT" if isinstance(error, TimeoutError) else errno.errorcode.get(error.errno, "?")
+        # A reset that came before we asked for the peer's name.
+        name = "ECONNRESET" if name == "ENOTCONN" else name
         print(f"error={name}", flush=True)
     finally:
         sock.close()
