@@ -4,6 +4,9 @@ use super::{Finding, Tree, numbered};
 
 const KIND: &str = "agent/protocols/src/kind.rs";
 
+/// Either feeds arbitrary bytes: the property suite that all conversations pass, or an entry of the protocol's own.
+const FUZZED: [&str; 2] = ["suite::check(", "pub fn fuzz"];
+
 pub(super) fn complete(tree: &Tree) -> Vec<Finding> {
     let listed = numbered(tree.text(KIND).unwrap_or_default());
     let protocols = listed.filter_map(|(line, text)| Some((line, word(text)?))).collect::<Vec<_>>();
@@ -23,9 +26,9 @@ fn missing(tree: &Tree, line: usize, name: &str) -> Vec<Finding> {
     let sources = sources(tree, name).collect::<Vec<_>>();
     if sources.is_empty() {
         messages.push(format!("{name} has no source in agent/protocols/src/{name}"));
-    } else if !sources.iter().any(|text| text.contains("pub fn fuzz")) {
+    } else if !sources.iter().any(|text| FUZZED.iter().any(|entry| text.contains(entry))) {
         messages
-            .push(format!("{name} has no fuzz entry: `pub fn fuzz_{name}(data: &[u8])` next to its parser"));
+            .push(format!("{name} has no fuzz entry: bring a Subject to `suite::check`, or a `pub fn fuzz`"));
     }
     let page = format!("docs/protocols/{name}.md");
     if !tree.has(&page) {
@@ -52,21 +55,24 @@ mod tests {
     use super::super::{found, tree};
     use super::*;
 
-    const LIST: &str = "match self {\n    Kind::Opaque(_) => \"opaque\",\n    Kind::Mysql => \"mysql\",\n}\n";
+    const LIST: &str = "match self {\n    Kind::Opaque(_) => \"opaque\",\n    Kind::Mysql => \"mysql\",\n    Kind::Redis => \"redis\",\n}\n";
 
     #[test]
     fn a_listed_protocol_has_source_page_and_fuzz_entry() {
         let entry = "pub fn fuzz_opaque(data: &[u8]) {}\n";
+        let suite = "fn has_every_property() {\n    suite::check(SUBJECT);\n}\n";
         let tree = tree(&[
             (KIND, LIST),
             ("agent/protocols/src/opaque.rs", entry),
             ("docs/protocols/opaque.md", ""),
             ("agent/protocols/src/mysql/mod.rs", "//! Speaks.\n"),
             ("agent/protocols/src/mysql_names.rs", entry),
+            ("agent/protocols/src/redis/tests.rs", suite),
+            ("docs/protocols/redis.md", ""),
         ]);
         let findings = complete(&tree);
         assert_eq!(found(&findings), ["agent/protocols/src/kind.rs:3", "agent/protocols/src/kind.rs:3"]);
-        assert!(findings[0].message.contains("fuzz_mysql") && findings[1].message.contains("mysql.md"));
+        assert!(findings[0].message.contains("fuzz entry") && findings[1].message.contains("mysql.md"));
     }
 
     #[test]
