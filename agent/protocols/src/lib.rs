@@ -13,6 +13,7 @@
 //! * [`opaque`], [`postgres`]: the conversations
 //! * [`reader`]: bytes into frames, for every protocol that has some
 //! * [`view`]: rendering of recorded bytes for people
+//! * `suite` (a feature): the properties that every conversation has
 
 pub mod detect;
 pub mod kind;
@@ -23,6 +24,8 @@ pub mod operation;
 pub mod postgres;
 pub mod reader;
 pub mod seam;
+#[cfg(any(test, feature = "suite"))]
+pub mod suite;
 pub mod verdict;
 pub mod view;
 
