@@ -11,6 +11,8 @@ mod layout;
 mod map;
 mod ring;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use layout::{FLAG_CLOSED, FLAG_OPENED, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN};
 pub(crate) use ring::{Append, Full, Journal, Record};

@@ -136,7 +136,8 @@ impl Shared {
             opened.node_number = numbers.next;
         }
         self.append(journal, session, event, FLAG_OPENED)?;
-        numbers.opened.push(v1::SessionOpened { number: numbers.next, session_id: session.to_field() });
+        let number = numbers.next;
+        numbers.opened.push(v1::SessionOpened { number, session_id: session.to_field() });
         numbers.next += 1;
         numbers.open += 1;
         Ok(())

@@ -25,7 +25,7 @@ const WRAP_BYTES_MAX: usize = 4096;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SpoolLimits {
     pub(crate) quota_bytes: u64,
-    /// The spool leaves this much of its disk free.
+    /// The spool leaves this much of its disk free, or a twentieth of a small disk.
     pub(crate) free_floor_bytes: u64,
     /// Each takes a file and some 200 bytes of memory.
     pub(crate) segments_max: u64,
@@ -287,8 +287,10 @@ impl Spool {
         drop(state);
         // Where the disk cannot be asked, writing will tell.
         if let Ok(disk) = nix::sys::statvfs::statvfs(&self.segments) {
-            let free = disk.blocks_available() as u64 * disk.fragment_size() as u64;
-            if free < self.limits.free_floor_bytes.saturating_add(bytes) {
+            let unit = disk.fragment_size() as u64;
+            let free = (disk.blocks_available() as u64).saturating_mul(unit);
+            let floor = self.limits.free_floor_bytes.min((disk.blocks() as u64).saturating_mul(unit) / 20);
+            if free < floor.saturating_add(bytes) {
                 return full("its disk is at the free-space floor; make room on it");
             }
         }
