@@ -188,7 +188,7 @@ impl Node {
 
     fn kernel_counters(&self) -> Value {
         match self.redirection.counters() {
-            Ok(counters) => counters.iter().map(|(name, value)| (name.to_owned(), value.into())).collect(),
+            Ok(counters) => counters.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect(),
             Err(error) => json!({ "error": error.to_string() }),
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_protocols::mask::MaskPlan;
@@ -79,6 +80,7 @@ async fn run(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut quit = signal(SignalKind::quit())?;
+    let mut child_changed = signal(SignalKind::child())?;
     let mut child = tokio::process::Command::new("/proc/self/exe")
         .arg("become")
         .arg("--cgroup")
@@ -100,14 +102,20 @@ async fn run(
             _ = interrupt.recv() => Signal::SIGINT,
             _ = terminate.recv() => Signal::SIGTERM,
             _ = quit.recv() => Signal::SIGQUIT,
+            _ = child_changed.recv() => {
+                if let (Some(terminal), Some(group)) = (&terminal, group) {
+                    terminal.follow_stop(group);
+                }
+                continue;
+            }
         };
         if let Some(group) = group {
             // The group may be gone already; its status follows.
             let _gone = nix::sys::signal::killpg(group, signal);
         }
     };
-    if let Some(terminal) = terminal {
-        terminal.take_back();
+    if let Some(terminal) = &terminal {
+        terminal.give_to(terminal.group);
     }
     leftovers(node, cgroups, run.id, &mut interrupt, &mut terminate).await?;
     Ok(exit_code(status))
@@ -155,12 +163,7 @@ pub(crate) enum BecomeError {
 pub(crate) fn become_in(cgroup: &Path, foreground: bool) -> Result<(), BecomeError> {
     Cgroup::open(cgroup)?.move_in(std::process::id())?;
     if foreground {
-        // A background process that takes the terminal is sent SIGTTOU, unless it blocks it.
-        let mut blocked = SigSet::empty();
-        blocked.add(Signal::SIGTTOU);
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
-        nix::unistd::tcsetpgrp(io::stdin(), nix::unistd::getpgrp())?;
-        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&blocked), None)?;
+        take_terminal(nix::unistd::getpgrp())?;
     }
     Ok(())
 }
@@ -176,15 +179,35 @@ impl Terminal {
         (nix::unistd::tcgetpgrp(io::stdin()) == Ok(group)).then_some(Self { group })
     }
 
-    fn take_back(self) {
-        let mut blocked = SigSet::empty();
-        blocked.add(Signal::SIGTTOU);
-        let result = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)
-            .and_then(|()| nix::unistd::tcsetpgrp(io::stdin(), self.group));
-        if let Err(error) = result {
+    fn give_to(&self, group: Pid) {
+        if let Err(error) = take_terminal(group) {
             tracing::debug!(%error, "the terminal");
         }
     }
+
+    /// When the command was stopped from the terminal (Ctrl-Z), this process stops too, so that the shell notices; when it is
+    /// continued, so is the command.
+    fn follow_stop(&self, group: Pid) {
+        let stopped = waitid(Id::Pid(group), WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG);
+        if !matches!(stopped, Ok(WaitStatus::Stopped(..))) {
+            return;
+        }
+        self.give_to(self.group);
+        // The node agent's threads stop with it: connections of background processes wait as long.
+        let _stopped = nix::sys::signal::kill(Pid::this(), Signal::SIGSTOP);
+        self.give_to(group);
+        let _gone = nix::sys::signal::killpg(group, Signal::SIGCONT);
+    }
+}
+
+/// Makes a group the terminal's foreground. A background process that does so is sent SIGTTOU, unless it blocks it.
+fn take_terminal(group: Pid) -> nix::Result<()> {
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGTTOU);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
+    let taken = nix::unistd::tcsetpgrp(io::stdin(), group);
+    sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&blocked), None)?;
+    taken
 }
 
 /// `<here>/weir-PID/{agent,run}`: below the cgroup this process was in, so that an outer node agent still sees all of it.

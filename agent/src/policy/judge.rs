@@ -49,10 +49,10 @@ impl Judge {
     pub(crate) fn connect(&self, destination: SocketAddr) -> Result<(Permit, Standing), (Denial, Standing)> {
         let target = self.rules.target_of(destination);
         let standing = Standing {
-            target: target.map_or_else(|| Arc::from(""), |target| target.name.clone()),
+            target: target.map_or_else(|| Arc::from(""), |target| Arc::from(&*target.name)),
             guarded: target.is_some_and(|target| target.access == Access::Guarded),
             capture: target.map_or(Capture::Full, |target| target.capture),
-            rule: target.map_or_else(|| Arc::from("default"), |target| target.name.clone()),
+            rule: target.map_or_else(|| Arc::from("default"), |target| Arc::from(&*target.name)),
         };
         let denied = match target {
             Some(target) => target.access == Access::Deny,
@@ -93,10 +93,10 @@ impl Judge {
 }
 
 fn reason_of(target: Option<&Target>) -> Arc<str> {
-    match target {
-        Some(target) => target.reason.clone().unwrap_or_else(|| Arc::from("this target is denied")),
-        None => Arc::from("no target allows this destination"),
-    }
+    Arc::from(match target {
+        Some(target) => target.reason.as_deref().unwrap_or("this target is denied"),
+        None => "no target allows this destination",
+    })
 }
 
 #[cfg(test)]

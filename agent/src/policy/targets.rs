@@ -1,7 +1,6 @@
 //! Named destinations and their rules, from the configuration. The first target that matches decides.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -29,7 +28,7 @@ pub(crate) enum Fallback {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Target {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: String,
     /// Addresses and CIDRs; empty = any.
     #[serde(default)]
     pub(crate) addresses: Vec<Network>,
@@ -42,7 +41,7 @@ pub(crate) struct Target {
     pub(crate) capture: Capture,
     /// Told to the client and recorded when this target denies.
     #[serde(default)]
-    pub(crate) reason: Option<Arc<str>>,
+    pub(crate) reason: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +170,7 @@ mod tests {
             ports = ["6000-6100", 22]
             "#,
         );
-        let name = |text: &str| rules.target_of(text.parse().unwrap()).map(|target| target.name.to_string());
+        let name = |text: &str| rules.target_of(text.parse().unwrap()).map(|target| target.name.clone());
         assert_eq!(name("10.0.0.5:5432").as_deref(), Some("orders"));
         assert_eq!(name("10.0.0.5:6050").as_deref(), Some("lab"));
         assert_eq!(name("[fd00::1]:22").as_deref(), Some("lab"));

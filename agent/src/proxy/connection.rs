@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weir_proto::v1;
-use weir_protocols::kind::Start;
 use weir_protocols::{ExchangeId, Permit, Verdict};
 
 use super::pump::Pump;
@@ -102,8 +101,7 @@ async fn forward(
         }
     };
     node.metrics.open.inc();
-    let start = Start { first_exchange: ExchangeId::FIRST, plan: node.plan.clone() };
-    let detect = Box::new(weir_protocols::detect::Detect::new(start));
+    let detect = Box::new(weir_protocols::detect::Detect::new());
     let pump =
         Pump::new(client, upstream, detect, &mut tape, &node.judge, standing, node.plan.clone(), &node.drained);
     let ended = pump.run().await;
@@ -167,7 +165,7 @@ fn opened(flow: &Flow, process: &Process, run: &Run, standing: &Standing) -> v1:
         netns: flow.netns_cookie,
         bound_device: flow.bound_device_name().unwrap_or_default(),
         connected_at_ns: flow.connected_at_ns,
-        view_version: weir_protocols::view::VERSION,
+        view_version: weir_protocols::view::VIEW_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..Default::default()
     }
