@@ -436,6 +436,8 @@ fn a_full_table_of_connections_loses_none_to_another_destination() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     assert!(full() > 0, "the table of four was not enough for twelve");
+    // From here on there is room: whoever's SYN is sent again comes through.
+    socket2::SockRef::from(&v4).listen(4096).unwrap();
     let agent = ground::Agent::over(redirection, v4, ground::listen("[::1]:0"));
     let mut answered = 0;
     for (number, client) in waiting.into_iter().enumerate() {
