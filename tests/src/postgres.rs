@@ -88,26 +88,7 @@ impl Postgres {
 
     /// The statements that its log names, of clients whose application_name is `application`, in order of the log.
     pub fn statements(&self, application: &str) -> Vec<String> {
-        let mine = format!(" app={application} LOG:  ");
-        let mut statements: Vec<String> = Vec::new();
-        let mut inside = false;
-        for line in self.log().lines() {
-            if let Some(more) = line.strip_prefix('\t') {
-                if let Some(statement) = statements.last_mut().filter(|_| inside) {
-                    statement.push('\n');
-                    statement.push_str(more);
-                }
-                continue;
-            }
-            let logged = line.split_once(&mine).and_then(|(_, logged)| {
-                let executed =
-                    || logged.strip_prefix("execute ").and_then(|rest| Some(rest.split_once(": ")?.1));
-                logged.strip_prefix("statement: ").or_else(executed)
-            });
-            inside = logged.is_some();
-            statements.extend(logged.map(str::to_owned));
-        }
-        statements
+        statements_in(&self.log(), application)
     }
 
     /// Lets a user in by another method than SCRAM.
@@ -151,4 +132,43 @@ fn bin_dir() -> anyhow::Result<PathBuf> {
         .collect();
     versions.sort();
     versions.pop().context("no PostgreSQL server: `cargo xtask setup`")
+}
+
+/// Statements of more than one line go on in lines that begin with a tab.
+fn statements_in(log: &str, application: &str) -> Vec<String> {
+    let mine = format!(" app={application} LOG:  ");
+    let mut statements: Vec<String> = Vec::new();
+    let mut inside = false;
+    for line in log.lines() {
+        if let Some(more) = line.strip_prefix('\t') {
+            if let Some(statement) = statements.last_mut().filter(|_| inside) {
+                statement.push('\n');
+                statement.push_str(more);
+            }
+            continue;
+        }
+        let logged = line.split_once(&mine).and_then(|(_, logged)| {
+            let executed = || logged.strip_prefix("execute ").and_then(|rest| Some(rest.split_once(": ")?.1));
+            logged.strip_prefix("statement: ").or_else(executed)
+        });
+        inside = logged.is_some();
+        statements.extend(logged.map(str::to_owned));
+    }
+    statements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_are_read_from_the_log_by_application() {
+        let log = "2026-01-01 UTC [1] app=psql LOG:  statement: SELECT 1,\n\t  2\n\
+                   2026-01-01 UTC [1] app=psql ERROR:  no\n\tmore of it\n\
+                   2026-01-01 UTC [2] app=other LOG:  statement: SELECT 3\n\
+                   2026-01-01 UTC [1] app=psql LOG:  execute P_0: SELECT $1\n\
+                   2026-01-01 UTC [1] app=psql DETAIL:  parameters: $1 = '4'\n";
+        assert_eq!(statements_in(log, "psql"), ["SELECT 1,\n  2", "SELECT $1"]);
+        assert_eq!(statements_in(log, "other"), ["SELECT 3"]);
+    }
 }
