@@ -81,13 +81,23 @@ impl Pins {
     }
 }
 
-/// Removes the pins of an agent that is dead; that detaches its programs. One that lives is not touched.
+/// Removes the pins of an agent that is dead, and of dead agents whose pins are below; that detaches their programs. One that
+/// lives is not touched; below, it is passed over.
 pub(super) fn remove_abandoned(root: &Path) -> Result<(), RedirectionError> {
     if !root.exists() {
         return Ok(());
     }
     if !is_bpffs(root) {
         return Err(RedirectionError::NotBpffs { path: root.into() });
+    }
+    for below in entries(root)? {
+        if below.is_dir() && !is_links(&below) && !is_maps(&below) {
+            match lock(&below) {
+                Ok(_lock) => remove(&below)?,
+                Err(RedirectionError::Busy { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
     let _lock = lock(root)?;
     remove(root)

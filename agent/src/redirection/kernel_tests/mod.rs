@@ -525,6 +525,24 @@ fn nested_agents_leave_each_others_proxies_alone() {
 }
 
 #[test]
+fn what_dead_agents_left_is_removed_and_what_a_living_one_holds_is_not() {
+    let ground = Ground::new();
+    let server = Server::start();
+    let ask = ["connect", "127.0.0.1", &server.port()];
+    let below = |name: &str| super::Scope { pins: ground.scope.pins.join(name), ..ground.scope.clone() };
+    drop(Redirection::attach(&below("dead")).unwrap());
+    let living = Redirection::attach(&below("living")).unwrap();
+    Redirection::detach_abandoned(&ground.scope.pins).unwrap();
+    assert!(!ground.scope.pins.join("dead").exists());
+    assert_eq!(ground.ask(&ask), "error=ECONNREFUSED", "the living one refuses: it does not serve yet");
+    drop(living);
+    assert_eq!(ground.ask(&ask), "error=ECONNREFUSED", "and so it does when it is dead");
+    Redirection::detach_abandoned(&ground.scope.pins).unwrap();
+    assert!(ground.ask(&ask).ends_with("direct"));
+    assert!(!ground.scope.pins.exists());
+}
+
+#[test]
 fn detach_leaves_nothing() {
     let ground = Ground::new();
     let agent = ground.agent();
