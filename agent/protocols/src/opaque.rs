@@ -6,8 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::kind::Start;
 use crate::mask::{MaskPlan, Masked, StreamMask, Syntax};
 use crate::note::{Coverage, Facts, Finished, Note, OperationRecord, Outcome};
@@ -34,7 +32,7 @@ enum Stage {
     /// Policy was asked; what comes meanwhile waits.
     Asked(Waiting),
     /// Bytes pass.
-    Open(Passing),
+    Open(Box<Passing>),
     /// Finished is written; whatever still comes is ignored.
     Over,
 }
@@ -69,7 +67,7 @@ impl Opaque {
         for input in waiting.held {
             passing.pass(input, now, out);
         }
-        self.stage = Stage::Open(passing);
+        self.stage = Stage::Open(Box::new(passing));
         self.finish_if_both_ended(now, out);
         Ok(())
     }

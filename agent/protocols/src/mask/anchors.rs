@@ -90,9 +90,10 @@ impl<'a> Anchors<'a> {
         let Some(before) = at.checked_sub(1).map(|before| self.buffer[before]) else { return true };
         let may_be_name = match before {
             quote if is_quote(quote) => {
-                at < 2 || SECRETS.may_end_name(self.buffer[at - 2]) || self.buffer[at - 2] == b'\\'
+                at < 2 || self.buffer[at - 2] == b'\\' || SECRETS.may_end_name(&self.buffer[..at - 1])
             }
-            byte => SECRETS.may_end_name(byte) || is_blank(byte) || byte == b']',
+            byte if is_blank(byte) || byte == b']' => true,
+            _ => SECRETS.may_end_name(&self.buffer[..at]),
         };
         let may_be_scheme = self.buffer[at] == b':'
             && before.is_ascii_alphanumeric()

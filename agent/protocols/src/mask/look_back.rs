@@ -98,7 +98,7 @@ fn name_end(before: &[u8]) -> Option<(usize, bool)> {
         b']' => (trimmed.len() - 1, false),
         _ => (trimmed.len(), false),
     };
-    (end > 0 && SECRETS.may_end_name(before[end - 1])).then_some((end, closed))
+    (end > 0 && SECRETS.may_end_name(&before[..end])).then_some((end, closed))
 }
 
 /// The word that a stem of a keyword ends in.

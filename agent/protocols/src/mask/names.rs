@@ -22,8 +22,8 @@ pub(super) struct Secrets {
     pub(super) prefix_bytes_max: usize,
     pub(super) argv: Argv,
     names: Vec<Name>,
-    /// Bytes that a name can end with: rejects most separators at once.
-    last_bytes: [bool; 256],
+    /// By the last two bytes, whether a name ends with them: rejects most separators at once.
+    last_pairs: Vec<bool>,
 }
 
 /// A word after which a literal is a secret.
@@ -161,10 +161,11 @@ impl Secrets {
         let file: File = toml::from_str(include_str!("secrets.toml")).expect("secrets.toml is valid");
         let names: Vec<Name> = file.key.into_iter().flat_map(KeyEntry::names).collect();
         let tokens: Vec<Token> = file.token.into_iter().flat_map(TokenEntry::tokens).collect();
-        let mut last_bytes = [false; 256];
-        for last in names.iter().filter_map(|name| name.text.last()) {
-            last_bytes[usize::from(last.to_ascii_lowercase())] = true;
-            last_bytes[usize::from(last.to_ascii_uppercase())] = true;
+        let mut last_pairs = vec![false; 1 << 16];
+        for name in &names {
+            if let Some(pair) = last_pair(&name.text) {
+                last_pairs[pair] = true;
+            }
         }
         let prefixes = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostFirst)
@@ -178,7 +179,7 @@ impl Secrets {
             prefix_bytes_max,
             argv: file.argv,
             names,
-            last_bytes,
+            last_pairs,
         }
     }
 
@@ -191,8 +192,9 @@ impl Secrets {
         self.name(name, false).is_some() || self.keywords.iter().any(has_stem)
     }
 
-    pub(super) fn may_end_name(&self, byte: u8) -> bool {
-        self.last_bytes[usize::from(byte)]
+    /// Cheap and generous.
+    pub(super) fn may_end_name(&self, bytes: &[u8]) -> bool {
+        last_pair(bytes).is_none_or(|pair| self.last_pairs[pair])
     }
 
     pub(super) fn ends_with_name(&self, bytes: &[u8]) -> bool {
@@ -207,6 +209,11 @@ impl Secrets {
     pub(super) fn name(&self, word: &[u8], glued: bool) -> Option<&Name> {
         self.names.iter().find(|name| name.is(word) || (glued && !word.is_empty() && name.is(&word[1..])))
     }
+}
+
+fn last_pair(bytes: &[u8]) -> Option<usize> {
+    let [.., first, second] = bytes else { return None };
+    Some(usize::from(first.to_ascii_lowercase()) << 8 | usize::from(second.to_ascii_lowercase()))
 }
 
 impl Name {
@@ -266,7 +273,9 @@ mod tests {
                 assert!(at == other_at || !inside, "{} {}", one.escape_ascii(), other.escape_ascii());
             }
         }
-        assert!(SECRETS.keywords.len() <= KEYWORDS_MAX);
+        assert!(
+            SECRETS.keywords.len() <= KEYWORDS_MAX && SECRETS.names.iter().all(|name| name.text.len() > 1)
+        );
         assert!(SECRETS.keywords.iter().all(|keyword| keyword.stem == keyword.stem.to_lowercase()));
     }
 

@@ -1,5 +1,6 @@
 //! Scripts of the wire, and what holds for every script.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
