@@ -137,7 +137,8 @@ fn a_full_journal_keeps_room_for_closings_and_goes_on_when_space_is_given_free()
     let journal = Arc::new(new_journal(&folder));
     while append(&journal, 1, &[1; 4000]).is_ok() {}
     assert_eq!(append(&journal, 1, &[1; 4000]), Err(Full));
-    let closing = Append { session: session(1), at_ns: 0, flags: super::FLAG_CLOSED, payload: 100, closing: true };
+    let closing =
+        Append { session: session(1), at_ns: 0, flags: super::FLAG_CLOSED, payload: 100, closing: true };
     journal.append(&closing, |room| room.fill(2)).unwrap();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -217,5 +218,8 @@ fn the_file_is_its_owners_alone_and_sizes_are_bounded() {
     assert_eq!(std::fs::metadata(journal.path()).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(Journal::create(&folder.path().join("small"), 10).is_err());
     assert!(Journal::create(&folder.path().join("large"), u64::MAX).is_err());
-    assert!(Journal::create(journal.path(), JOURNAL_BYTES_MIN).is_err(), "an existing file is never taken over");
+    assert!(
+        Journal::create(journal.path(), JOURNAL_BYTES_MIN).is_err(),
+        "an existing file is never taken over"
+    );
 }

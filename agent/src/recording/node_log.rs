@@ -181,12 +181,13 @@ impl NodeLog {
         &mut self,
         entries: u64,
         head: Hash,
+        own_next_number: u64,
         mut mark: NodeEntry,
     ) -> Result<(), NodeLogError> {
         let own = RolledBack {
             own_index: self.chain.next_index,
             own_hash: Bytes::copy_from_slice(&self.chain.head),
-            own_next_number: mark.heartbeat.as_ref().map_or(0, |h| h.next_number),
+            own_next_number,
         };
         for said in self.read_from(self.born, usize::MAX) {
             let entry = SignedNodeEntry::decode(said).and_then(|signed| NodeEntry::decode(signed.entry));

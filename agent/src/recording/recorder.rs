@@ -198,12 +198,13 @@ impl Numbering {
         Self(shared)
     }
 
-    /// Goes on at this number, if that is ahead. Gives what is opened and not in the node log yet, and the heartbeat that
-    /// belongs to an entry which says it.
-    pub(crate) fn resume_at(&self, next: u64) -> (Vec<v1::SessionOpened>, v1::Heartbeat) {
+    /// Goes on at this number, if that is ahead. Gives the own one, what is opened and not in the node log yet, and the
+    /// heartbeat that belongs to an entry which says it.
+    pub(crate) fn resume_at(&self, next: u64) -> (u64, Vec<v1::SessionOpened>, v1::Heartbeat) {
         let mut numbers = self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = numbers.next;
         numbers.next = numbers.next.max(next);
-        (std::mem::take(&mut numbers.opened), self.0.heartbeat(&numbers))
+        (own, std::mem::take(&mut numbers.opened), self.0.heartbeat(&numbers))
     }
 
     /// The entry could not be written.

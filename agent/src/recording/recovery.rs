@@ -45,8 +45,10 @@ pub(super) struct RecoveredRecord {
 #[derive(Default)]
 pub(super) struct Recovery {
     pub(super) sessions: Vec<RecoveredSession>,
-    /// Complete in the spool; the node log may not say so yet.
-    pub(super) complete: Vec<v1::SessionClosed>,
+    /// Complete in the spool, and in the node log.
+    pub(super) complete: Vec<SessionId>,
+    /// Complete in the spool, but the node log's files here do not say so.
+    pub(super) unsaid: Vec<v1::SessionClosed>,
     /// To be deleted when all of the above is done.
     pub(super) files: Vec<PathBuf>,
     /// Taken numbers that the node log does not have.
@@ -112,12 +114,16 @@ impl<'a> Found<'a> {
             };
             if draft.last {
                 done.insert(draft.session);
-                recovery.complete.push(v1::SessionClosed {
-                    number: draft.number,
-                    session_id: draft.session.to_field(),
-                    segments: chain.next_seq,
-                    head_hash: Bytes::copy_from_slice(hash),
-                });
+                if log.closed.contains(&draft.session) {
+                    recovery.complete.push(draft.session);
+                } else {
+                    recovery.unsaid.push(v1::SessionClosed {
+                        number: draft.number,
+                        session_id: draft.session.to_field(),
+                        segments: chain.next_seq,
+                        head_hash: Bytes::copy_from_slice(hash),
+                    });
+                }
                 continue;
             }
             let session = RecoveredSession {

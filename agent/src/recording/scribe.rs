@@ -34,7 +34,7 @@ use crate::spool::{Spool, SpoolError};
 /// Between rounds, while nothing rings.
 const ROUND_TIME: Duration = Duration::from_millis(200);
 /// At least this long between rounds: closings of many short sessions share a commit.
-const ROUND_TIME_MIN: Duration = Duration::from_millis(25);
+const ROUND_TIME_MIN: Duration = Duration::from_millis(50);
 /// After a round that failed (a full disk).
 const RETRY_TIME: Duration = Duration::from_millis(500);
 /// An open session's events are sealed at the latest after this.
@@ -265,7 +265,10 @@ impl Scribe {
         let pending = std::mem::take(&mut open.pending);
         open.bytes = 0;
         for position in pending {
-            let Some(record) = journal.record(position) else { continue };
+            let Some(record) = journal.record(position) else {
+                self.shared.counters.records_orphaned.add(1);
+                continue;
+            };
             if !cut.takes(record.payload.len()) {
                 self.sealing.seal(&mut open.chain, &cut, false, wall)?;
                 cut = Cut::new(journal.id(), record.from);
@@ -423,10 +426,13 @@ impl Scribe {
 
     fn recover_sessions(&mut self, recovery: &mut Recovery) -> Result<(), ScribeError> {
         self.spool.restore_lost(std::mem::take(&mut recovery.lost));
-        for complete in recovery.complete.drain(..) {
-            if let Ok(session) = SessionId::try_from(&complete.session_id[..]) {
+        for session in recovery.complete.drain(..) {
+            self.settling.push(Settling { session, journal: None, logged: true });
+        }
+        for closed in recovery.unsaid.drain(..) {
+            if let Ok(session) = SessionId::try_from(&closed.session_id[..]) {
                 self.settling.push(Settling { session, journal: None, logged: false });
-                self.closed.push(complete);
+                self.closed.push(closed);
             }
         }
         while let Some(session) = recovery.sessions.pop() {

@@ -102,7 +102,7 @@ pub(crate) struct RecordingStatus {
     spool_bytes: u64,
     spool_unreceipted: u64,
     /// Sessions that cannot leave the spool, and why.
-    pub(super) stuck: Vec<(String, &'static str)>,
+    pub(crate) stuck: Vec<(String, &'static str)>,
     node_log_entries: u64,
     collector: Option<ShippingStatus>,
 }

@@ -219,7 +219,11 @@ fn a_session_is_read_back_as_it_was_written() {
         let log = node_log(folder.path());
         assert!(matches!(log[0].mark, Some(Mark::Started(v1::Started { after_crash: false, .. }))));
         assert!(matches!(log.last().unwrap().mark, Some(Mark::Stopped(_))));
-        assert_eq!(std::fs::read_dir(folder.path().join("journal")).unwrap().count(), 0, "nothing is left to recover");
+        assert_eq!(
+            std::fs::read_dir(folder.path().join("journal")).unwrap().count(),
+            0,
+            "nothing is left to recover"
+        );
     });
 }
 
@@ -331,7 +335,12 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
     let mut generations: HashMap<GenerationId, usize> = HashMap::new();
     for (life, run_ms) in [700, 5, 350, 60, 0, 900, 20, 450].into_iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "recording::tests::child_that_records_until_it_is_killed", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "recording::tests::child_that_records_until_it_is_killed",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(CHILD_STATE, &state)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -357,7 +366,11 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
         if state.join("spool/segments").exists() {
             for path in segment_files(&state) {
                 let Ok(bytes) = std::fs::read(&path) else { continue };
-                let segment = Segment::parse(Bytes::from(bytes).slice(..std::fs::metadata(&path).unwrap().len() as usize - SIGNATURE_BYTES)).unwrap();
+                let segment = Segment::parse(
+                    Bytes::from(bytes)
+                        .slice(..std::fs::metadata(&path).unwrap().len() as usize - SIGNATURE_BYTES),
+                )
+                .unwrap();
                 generations.entry(segment.draft().generation).or_insert(life);
             }
         }
@@ -392,7 +405,11 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
         _ => None,
     });
     let starts: Vec<_> = starts.collect();
-    assert_eq!(starts.len(), starts.iter().collect::<HashSet<_>>().len(), "every life draws its own generation");
+    assert_eq!(
+        starts.len(),
+        starts.iter().collect::<HashSet<_>>().len(),
+        "every life draws its own generation"
+    );
     assert!(generations.keys().all(|g| starts.contains(&g.to_field())));
 }
 
@@ -416,15 +433,17 @@ fn a_torn_journal_gives_what_is_whole_and_says_that_the_agent_died() {
         std::mem::forget(session);
         abandon(recorder, recording).await;
         // Damage in the middle of what is not in the spool yet.
-        let torn = std::fs::read_dir(folder.path().join("journal")).unwrap().map(|f| f.unwrap().path()).find(|path| {
-            let mut bytes = std::fs::read(path).unwrap();
-            let hit = bytes.windows(1000).position(|w| w == [30; 1000]);
-            if let Some(at) = hit {
-                bytes[at + 500] ^= 1;
-                std::fs::write(path, bytes).unwrap();
-            }
-            hit.is_some()
-        });
+        let torn = std::fs::read_dir(folder.path().join("journal")).unwrap().map(|f| f.unwrap().path()).find(
+            |path| {
+                let mut bytes = std::fs::read(path).unwrap();
+                let hit = bytes.windows(1000).position(|w| w == [30; 1000]);
+                if let Some(at) = hit {
+                    bytes[at + 500] ^= 1;
+                    std::fs::write(path, bytes).unwrap();
+                }
+                hit.is_some()
+            },
+        );
         assert!(torn.is_some());
 
         let (recorder, recording) = start(folder.path()).await;
@@ -467,7 +486,10 @@ fn a_rotten_segment_is_set_aside_and_its_loss_is_signed() {
         assert_eq!(std::fs::read_dir(folder.path().join("spool/quarantine")).unwrap().count(), 1);
         let lost: Vec<_> = node_log(folder.path()).into_iter().flat_map(|e| e.lost).collect();
         assert_eq!(lost.len(), 1);
-        assert_eq!((&lost[0].session_id[..], lost[0].from_seq, &lost[0].reason[..]), (&id.as_bytes()[..], 1, "spool-corrupt"));
+        assert_eq!(
+            (&lost[0].session_id[..], lost[0].from_seq, &lost[0].reason[..]),
+            (&id.as_bytes()[..], 1, "spool-corrupt")
+        );
     });
 }
 
@@ -498,14 +520,16 @@ fn a_torn_node_log_goes_on_from_its_last_good_entry() {
 fn a_full_spool_holds_writers_back_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {
-        let quota = RecordingConfig { spool_quota_bytes: 300_000, journal_bytes: 1 << 20, ..config(folder.path()) };
+        let quota =
+            RecordingConfig { spool_quota_bytes: 300_000, journal_bytes: 1 << 20, ..config(folder.path()) };
         let (recorder, recording) = Recording::start(quota).await.unwrap();
         let mut session = recorder.open(opened()).await.unwrap();
         let mut written = 0;
         let noise = noise(60_000);
         // The quota takes some, the journal some; then the writer is told to wait.
         let held = loop {
-            match tokio::time::timeout(Duration::from_secs(2), session.write(data(written + 1, &noise))).await {
+            match tokio::time::timeout(Duration::from_secs(2), session.write(data(written + 1, &noise))).await
+            {
                 Ok(done) => done.unwrap(),
                 Err(_) => break written,
             }
@@ -544,7 +568,10 @@ fn a_full_disk_holds_writers_back_until_there_is_room() {
         let id = session.session();
         let noise = noise(100_000);
         let mut written = 0;
-        while tokio::time::timeout(Duration::from_secs(2), session.write(data(written + 1, &noise))).await.is_ok() {
+        while tokio::time::timeout(Duration::from_secs(2), session.write(data(written + 1, &noise)))
+            .await
+            .is_ok()
+        {
             written += 1;
             assert!(written < 200, "a disk of 24 MiB takes no end of data");
         }
@@ -567,7 +594,8 @@ struct Tmpfs(PathBuf);
 impl Tmpfs {
     fn mount(at: &Path, size: &str) -> Self {
         use nix::mount::{MsFlags, mount};
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str())).unwrap();
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(format!("size={size}").as_str()))
+            .unwrap();
         Self(at.to_owned())
     }
 }

@@ -1,7 +1,7 @@
 //! One stream to the collector. What the collector says is checked before anything follows from it: a receipt by its
 //! pinned key, a refusal against what was sent. Nothing it says makes the spool delete what it does not provably hold.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn open(
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id: identity.node.to_field(),
     };
-    // The channel is empty: there is room.
+    // The channel is new: there is room.
     let _ = outbox.try_send(message(to_collector::Message::Hello(hello)));
     let mut inbox = tokio::time::timeout(CONNECT_TIMEOUT, client.ship(ReceiverStream::new(messages)))
         .await
@@ -111,8 +111,10 @@ impl Shipper {
 struct Stream<'a> {
     shipper: &'a Shipper,
     outbox: mpsc::Sender<ToCollector>,
+    /// What goes to the outbox next: at most a wrap with its segment, and one message of node entries.
+    outgoing: VecDeque<to_collector::Message>,
     /// What is on its way, by what it takes of the window.
-    window: HashMap<SegmentRef, (Hash, usize)>,
+    window: HashMap<SegmentRef, usize>,
     window_bytes: usize,
     wraps_sent: HashSet<GenerationId>,
     entries_sent: u64,
@@ -128,6 +130,7 @@ impl<'a> Stream<'a> {
         Self {
             shipper,
             outbox,
+            outgoing: VecDeque::new(),
             window: HashMap::new(),
             window_bytes: 0,
             wraps_sent: HashSet::new(),
@@ -182,7 +185,7 @@ impl<'a> Stream<'a> {
                      an old copy? The log goes on from the collector's, and says so"
                 );
                 let numbering = &self.shipper.numbering;
-                let (opened, heartbeat) = numbering.resume_at(next_number);
+                let (own_next_number, opened, heartbeat) = numbering.resume_at(next_number);
                 let mark = NodeEntry {
                     at_ns: clock::now().0,
                     wall: Some(clock::wall()),
@@ -191,7 +194,7 @@ impl<'a> Stream<'a> {
                     heartbeat: Some(heartbeat),
                     ..NodeEntry::default()
                 };
-                if let Err(error) = log.roll_back(entries, head, mark) {
+                if let Err(error) = log.roll_back(entries, head, own_next_number, mark) {
                     numbering.put_back(opened);
                     return Err(error.into());
                 }
@@ -201,27 +204,36 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Sends while the window has room, hears what comes back.
+    /// Sends while the window has room, and always hears what comes back: a collector that waits for us to read must not
+    /// meet us waiting for it.
     async fn go_on(&mut self, mut inbox: Streaming<ToAgent>) -> Result<(), ShippingError> {
+        let outbox = self.outbox.clone();
         let mut look = tokio::time::interval(NODE_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            while self.may_send() {
+            while self.outgoing.is_empty() && self.may_send() {
                 match self.shipper.spool.next() {
-                    Some(at) => self.send(at).await?,
+                    Some(at) => self.prepare(at).await,
                     None => break,
                 }
             }
-            // Three things end the wait: the collector's word, a new segment, the time to look at the node log.
+            // Four things end the wait: the collector's word, room in the outbox, a new segment, the time to look around.
             tokio::select! {
                 heard = inbox.message() => match heard? {
-                    Some(heard) => self.hear(heard).await?,
+                    Some(heard) => self.hear(heard)?,
                     None => return Err(ShippingError::Closed),
                 },
+                room = outbox.reserve(), if !self.outgoing.is_empty() => {
+                    let room = room.map_err(|_| ShippingError::Closed)?;
+                    if let Some(next) = self.outgoing.pop_front() {
+                        room.send(message(next));
+                    }
+                }
                 () = self.shipper.spool.changed() => {}
                 _ = look.tick() => {
-                    self.send_entries().await?;
-                    if !self.window.is_empty() && self.heard_at.elapsed() > RECEIPT_TIMEOUT {
+                    self.prepare_entries();
+                    let waiting = !self.window.is_empty() || !self.outgoing.is_empty();
+                    if waiting && self.heard_at.elapsed() > RECEIPT_TIMEOUT {
                         return Err(ShippingError::Silent(RECEIPT_TIMEOUT));
                     }
                 }
@@ -237,21 +249,19 @@ impl<'a> Stream<'a> {
         self.window_bytes < WINDOW_BYTES_MAX && self.window.len() < WINDOW_SEGMENTS_MAX
     }
 
-    async fn send(&mut self, at: SegmentRef) -> Result<(), ShippingError> {
+    async fn prepare(&mut self, at: SegmentRef) {
         let spool = self.shipper.spool.clone();
         let read = tokio::task::spawn_blocking(move || spool.read(at)).await;
         // What cannot be read back was set aside, and the node log will say so.
-        let Ok(Some((segment, signature))) = read else { return Ok(()) };
+        let Ok(Some((segment, signature))) = read else { return };
         let generation = segment.draft().generation;
         if !self.wraps_sent.contains(&generation) {
-            match self.shipper.spool.wrap(generation) {
-                Some(wrap) => self.post(to_collector::Message::Wrap(wrap)).await?,
-                None => {
-                    tracing::error!(%generation, session = %at.session, "the wrapped key of a spooled segment is lost");
-                    self.shipper.spool.stick(at, "its wrapped key is lost");
-                    return Ok(());
-                }
-            }
+            let Some(wrap) = self.shipper.spool.wrap(generation) else {
+                tracing::error!(%generation, session = %at.session, "the wrapped key of a spooled segment is lost");
+                self.shipper.spool.stick(at, "its wrapped key is lost");
+                return;
+            };
+            self.outgoing.push_back(to_collector::Message::Wrap(wrap));
             self.wraps_sent.insert(generation);
         }
         let bytes = segment.bytes().clone();
@@ -259,37 +269,31 @@ impl<'a> Stream<'a> {
             self.heard_at = Instant::now();
         }
         self.window_bytes += bytes.len();
-        self.window.insert(at, (*segment.hash(), bytes.len()));
+        self.window.insert(at, bytes.len());
         self.shipper.counters.shipped_segments.add(1);
-        self.post(to_collector::Message::Segment(v1::SealedSegment { bytes, signature })).await
+        self.outgoing.push_back(to_collector::Message::Segment(v1::SealedSegment { bytes, signature }));
     }
 
-    async fn send_entries(&mut self) -> Result<(), ShippingError> {
-        let signed = {
-            let log = self.shipper.log();
-            if log.entries() <= self.entries_sent {
-                return Ok(());
-            }
-            log.read_from(self.entries_sent, NODE_MESSAGE_BYTES)
-        };
-        self.entries_sent += signed.len() as u64;
-        self.post(to_collector::Message::Node(v1::NodeEntries { signed })).await
-    }
-
-    async fn post(&self, what: to_collector::Message) -> Result<(), ShippingError> {
-        // A collector that stops reading is noticed here.
-        match tokio::time::timeout(RECEIPT_TIMEOUT, self.outbox.send(message(what))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(ShippingError::Closed),
-            Err(_) => Err(ShippingError::Silent(RECEIPT_TIMEOUT)),
+    fn prepare_entries(&mut self) {
+        let waiting = self.outgoing.iter().any(|m| matches!(m, to_collector::Message::Node(_)));
+        let log = self.shipper.log();
+        if waiting || log.entries() <= self.entries_sent {
+            return;
         }
+        let signed = log.read_from(self.entries_sent, NODE_MESSAGE_BYTES);
+        drop(log);
+        if self.window.is_empty() && self.outgoing.is_empty() {
+            self.heard_at = Instant::now();
+        }
+        self.entries_sent += signed.len() as u64;
+        self.outgoing.push_back(to_collector::Message::Node(v1::NodeEntries { signed }));
     }
 
-    async fn hear(&mut self, heard: ToAgent) -> Result<(), ShippingError> {
+    fn hear(&mut self, heard: ToAgent) -> Result<(), ShippingError> {
         self.heard_at = Instant::now();
         match heard.message {
             Some(to_agent::Message::Receipt(receipt)) => self.receipt(&receipt),
-            Some(to_agent::Message::Refused(refused)) => self.refused(&refused).await,
+            Some(to_agent::Message::Refused(refused)) => self.refused(&refused),
             Some(to_agent::Message::Node(node)) => self.node_receipt(&node),
             Some(to_agent::Message::Welcome(_)) | None => self.make_no_sense("a second welcome, or nothing"),
         }
@@ -311,7 +315,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    async fn refused(&mut self, refused: &v1::Refused) -> Result<(), ShippingError> {
+    fn refused(&mut self, refused: &v1::Refused) -> Result<(), ShippingError> {
         let Ok(session) = SessionId::try_from(&refused.session_id[..]) else {
             return self.make_no_sense("a refusal without a session");
         };
@@ -380,13 +384,13 @@ impl<'a> Stream<'a> {
 
     fn leave_window(&mut self, at: SegmentRef) -> bool {
         let left = self.window.remove(&at);
-        self.window_bytes -= left.map_or(0, |(_, bytes)| bytes);
+        self.window_bytes -= left.unwrap_or(0);
         left.is_some()
     }
 
     fn leave_window_from(&mut self, from: SegmentRef) {
         let later = |at: &SegmentRef| at.session == from.session && at.seq >= from.seq;
-        let bytes: usize = self.window.iter().filter(|(at, _)| later(at)).map(|(_, (_, bytes))| bytes).sum();
+        let bytes: usize = self.window.iter().filter(|(at, _)| later(at)).map(|(_, bytes)| bytes).sum();
         self.window.retain(|at, _| !later(at));
         self.window_bytes -= bytes;
     }

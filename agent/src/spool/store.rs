@@ -195,6 +195,7 @@ impl Spool {
         let holes: Vec<SegmentRef> = state
             .sessions
             .iter()
+            .filter(|(_, held)| held.stuck.is_none())
             .filter_map(|(session, held)| {
                 let mut seqs = held.segments.keys();
                 let mut previous = *seqs.next()?;
@@ -418,10 +419,11 @@ impl Spool {
     fn prune(&self, state: &mut State, session: SessionId) {
         let Some(held) = state.sessions.get(&session) else { return };
         let newest = held.segments.keys().last().copied();
+        // From the front only: what is left never has a hole.
         let done: Vec<u64> = held
             .segments
             .iter()
-            .filter(|(seq, entry)| {
+            .take_while(|(seq, entry)| {
                 let needed = Some(**seq) == newest && !(held.settled && entry.draft.last);
                 entry.stage == Stage::Receipted && !needed
             })
