@@ -35,8 +35,8 @@ const RECEIPT_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(5);
 /// What makes no sense is counted; after so many, the stream is given up.
 const NONSENSE_MAX: u32 = 100;
-/// Refusals of one session before it is left alone until the next stream.
-const SESSION_REFUSALS_MAX: u32 = 20;
+/// Times that a session goes back without a receipt in between before it is left alone.
+const SESSION_REWINDS_MAX: u32 = 20;
 /// No node has opened so many sessions: a collector that says so is wrong.
 const NUMBER_MAX: u64 = 1 << 53;
 
@@ -122,7 +122,17 @@ struct Stream<'a> {
     paused_until: Option<Instant>,
     heard_at: Instant,
     nonsense: u32,
-    refusals: HashMap<SessionId, u32>,
+    rewinds: HashMap<SessionId, Rewind>,
+}
+
+/// A session that is to be sent again from some segment on.
+#[derive(Default)]
+struct Rewind {
+    to: Option<u64>,
+    /// It is about what we send, not about how the collector is.
+    ours: bool,
+    /// How often without a receipt in between.
+    times: u32,
 }
 
 impl<'a> Stream<'a> {
@@ -139,7 +149,7 @@ impl<'a> Stream<'a> {
             paused_until: None,
             heard_at: Instant::now(),
             nonsense: 0,
-            refusals: HashMap::new(),
+            rewinds: HashMap::new(),
         }
     }
 
@@ -213,6 +223,8 @@ impl<'a> Stream<'a> {
         loop {
             while self.outgoing.is_empty() && self.may_send() {
                 match self.shipper.spool.next() {
+                    // It counts as sent, and is sent again with what comes before it.
+                    Some(at) if self.is_rewinding(at.session) => {}
                     Some(at) => self.prepare(at).await,
                     None => break,
                 }
@@ -305,10 +317,17 @@ impl<'a> Stream<'a> {
             return self.make_no_sense("a receipt that is not signed by its key");
         };
         let at = SegmentRef { session: said.session, seq: said.seq };
-        self.leave_window(at);
-        if !self.shipper.spool.receipt(at, &said.hash) {
+        if !self.window.contains_key(&at) || !self.shipper.spool.receipt(at, &said.hash) {
             self.shipper.counters.receipts_false.add(1);
-            return self.make_no_sense("a receipt for what was never sent");
+            return self.make_no_sense("a receipt for what was not sent");
+        }
+        self.leave_window(at);
+        self.resend(at.session);
+        if let Some(rewind) = self.rewinds.get_mut(&at.session) {
+            rewind.times = 0;
+            if rewind.to.is_none() {
+                self.rewinds.remove(&at.session);
+            }
         }
         self.shipper.counters.receipts.add(1);
         self.shipper.progress.receipted();
@@ -325,20 +344,13 @@ impl<'a> Stream<'a> {
         }
         self.shipper.counters.refused.add(1);
         let spool = &self.shipper.spool;
-        let times = self.refusals.entry(session).or_default();
-        *times += 1;
-        if *times > SESSION_REFUSALS_MAX {
-            spool.stick(at, "refused again and again");
-            return Ok(());
-        }
         match Why::try_from(refused.why).unwrap_or_default() {
             Why::WantSeq if refused.wanted < refused.seq => {
-                let wanted = SegmentRef { session, seq: refused.wanted };
-                self.leave_window_from(wanted);
-                if !spool.resend_from(wanted) {
-                    tracing::error!(%session, wanted = wanted.seq, "the collector wants a segment that is not in the spool");
-                    spool.missing(wanted);
-                }
+                self.rewind(SegmentRef { seq: refused.wanted, ..at }, true)
+            }
+            Why::NoWrap => {
+                self.wraps_sent.clear();
+                self.rewind(at, true);
             }
             Why::Tamper => {
                 self.shipper.counters.refused_tamper.add(1);
@@ -347,21 +359,47 @@ impl<'a> Stream<'a> {
                 spool.stick(at, "refused as tampered with");
             }
             Why::UnknownFormat => {
-                tracing::error!(%session, seq = at.seq, "the collector does not know this segment's format; it stays in the spool");
+                tracing::error!(%session, seq = at.seq,
+                    "the collector does not know this segment's format; it stays in the spool");
                 spool.stick(at, "its format is unknown to the collector");
-            }
-            Why::NoWrap => {
-                self.wraps_sent.clear();
-                self.leave_window_from(at);
-                spool.resend_from(at);
             }
             Why::Full | Why::TryLater | Why::WantSeq | Why::Unspecified => {
                 self.paused_until = Some(Instant::now() + PAUSE);
-                self.leave_window_from(at);
-                spool.resend_from(at);
+                self.rewind(at, false);
             }
         }
+        self.resend(session);
         Ok(())
+    }
+
+    /// The session goes back to this segment, once all that is on its way has been answered: what was sent after the
+    /// refused one is refused too, and must not send us back again.
+    fn rewind(&mut self, to: SegmentRef, ours: bool) {
+        let rewind = self.rewinds.entry(to.session).or_default();
+        rewind.to = Some(rewind.to.map_or(to.seq, |seq| seq.min(to.seq)));
+        rewind.ours |= ours;
+    }
+
+    fn is_rewinding(&self, session: SessionId) -> bool {
+        self.rewinds.get(&session).is_some_and(|rewind| rewind.to.is_some())
+    }
+
+    fn resend(&mut self, session: SessionId) {
+        if self.window.keys().any(|at| at.session == session) {
+            return;
+        }
+        let Some(rewind) = self.rewinds.get_mut(&session) else { return };
+        let Some(seq) = rewind.to.take() else { return };
+        let at = SegmentRef { session, seq };
+        let spool = &self.shipper.spool;
+        rewind.times += u32::from(std::mem::take(&mut rewind.ours));
+        if rewind.times > SESSION_REWINDS_MAX {
+            tracing::error!(%session, seq, "the collector wants the same segments again and again");
+            spool.stick(at, "refused again and again");
+        } else if !spool.resend_from(at) {
+            tracing::error!(%session, wanted = seq, "the collector wants a segment that is not in the spool");
+            spool.missing(at);
+        }
     }
 
     fn node_receipt(&mut self, node: &v1::NodeReceipt) -> Result<(), ShippingError> {
@@ -386,13 +424,6 @@ impl<'a> Stream<'a> {
         let left = self.window.remove(&at);
         self.window_bytes -= left.unwrap_or(0);
         left.is_some()
-    }
-
-    fn leave_window_from(&mut self, from: SegmentRef) {
-        let later = |at: &SegmentRef| at.session == from.session && at.seq >= from.seq;
-        let bytes: usize = self.window.iter().filter(|(at, _)| later(at)).map(|(_, bytes)| bytes).sum();
-        self.window.retain(|at, _| !later(at));
-        self.window_bytes -= bytes;
     }
 
     fn make_no_sense(&mut self, what: &'static str) -> Result<(), ShippingError> {
