@@ -171,7 +171,7 @@ fn alone_it_supervises_records_into_a_folder_and_stays_for_the_children() {
         .unwrap()
     };
     let runs: serde_json::Value = serde_json::from_str(&weir(&["runs", "--json"])).unwrap();
-    let run = &runs["runs"][0];
+    let run = &runs[0];
     assert_eq!(run["labels"]["story"], "alone", "{runs}");
     assert_eq!(run["sessions"], 2, "{runs}");
     assert_eq!(run["open_sessions"], 0, "{runs}");

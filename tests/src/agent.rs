@@ -113,7 +113,7 @@ impl Agent {
 
     /// Prometheus text, from the admin listener that its log names.
     pub fn metrics(&self) -> anyhow::Result<String> {
-        crate::process::admin_page(&self.log(), "/metrics")
+        crate::process::admin_page(&self.log(), "admin listener", "/metrics")
     }
 
     pub fn state(&self) -> PathBuf {

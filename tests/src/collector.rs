@@ -28,7 +28,7 @@ impl Collector {
         };
         collector.resume()?;
         let log = collector.log();
-        let credential = log.split_whitespace().find(|word| word.starts_with("weircred1-"));
+        let credential = log.split_whitespace().find(|word| word.starts_with("weiradmin1-"));
         collector.credential =
             credential.context("the collector's first start printed no credential")?.to_owned();
         Ok(collector)
@@ -46,7 +46,13 @@ impl Collector {
             "weir-collector",
             Command::new(program("weir-collector")?)
                 .arg("serve")
-                .args(["--listen", &format!("127.0.0.1:{}", self.port), "--admin", "127.0.0.1:0", "--data"])
+                .args([
+                    "--listen",
+                    &format!("127.0.0.1:{}", self.port),
+                    "--admin-listen",
+                    "127.0.0.1:0",
+                    "--data",
+                ])
                 .arg(self.dir.join("data")),
             &self.dir.join("log"),
         )?;
@@ -66,7 +72,7 @@ impl Collector {
     }
 
     pub fn metrics(&self) -> anyhow::Result<String> {
-        crate::process::admin_page(&self.log(), "/metrics")
+        crate::process::admin_page(&self.log(), "health, readiness and metrics", "/metrics")
     }
 
     pub fn stop(&mut self, signal: Signal) -> anyhow::Result<()> {

@@ -151,13 +151,10 @@ pub fn free_port() -> anyhow::Result<u16> {
     bail!("no port between {} and {} is free", SERVER_PORTS.start, SERVER_PORTS.end)
 }
 
-/// A page of the admin listener whose address is the last that a program's log names.
-pub fn admin_page(log: &str, path: &str) -> anyhow::Result<String> {
-    let line = log
-        .lines()
-        .rev()
-        .find(|line| line.contains("admin listener"))
-        .context("no admin listener in the log")?;
+/// A page of the listener whose address is in the last line of a program's log that says `words`.
+pub fn admin_page(log: &str, words: &str, path: &str) -> anyhow::Result<String> {
+    let line = log.lines().rev().find(|line| line.contains(words));
+    let line = line.with_context(|| format!("no {words:?} in {log}"))?;
     let line = without_colours(line);
     let words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '"' || c == ',');
     let address = words.filter_map(|word| word.parse::<std::net::SocketAddr>().ok()).next_back();

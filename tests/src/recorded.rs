@@ -10,6 +10,9 @@ use serde_json::Value;
 use crate::Collector;
 use crate::process::{PATIENCE, output};
 
+/// As a limit: lists are not cut.
+const EVERYTHING: &str = "1000000";
+
 /// A run that is wholly received.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -63,15 +66,15 @@ impl Exchange {
 }
 
 impl Collector {
-    fn list(&self, what: &str, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    fn list(&self, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
         let json = self.json(arguments)?;
-        json[what].as_array().cloned().with_context(|| format!("weir {arguments:?} has no {what}: {json}"))
+        json.as_array().cloned().with_context(|| format!("weir {arguments:?} is no list: {json}"))
     }
 
     pub fn runs(&self) -> anyhow::Result<Vec<Run>> {
-        let runs = self.list("runs", &["runs"])?;
+        let runs = self.list(&["runs", "--limit", EVERYTHING])?;
         runs.into_iter()
-            .map(|json| Ok(Run { id: json["run"].as_str().context("no run id")?.to_owned(), json }))
+            .map(|json| Ok(Run { id: json["id"].as_str().context("no run id")?.to_owned(), json }))
             .collect()
     }
 
@@ -106,19 +109,30 @@ impl Collector {
 
     /// The sessions of a run, in order of opening.
     pub fn sessions(&self, run: &Run) -> anyhow::Result<Vec<Session>> {
-        let sessions = self.list("sessions", &["sessions", &run.id])?;
+        let sessions = self.list(&["sessions", &run.id, "--limit", EVERYTHING])?;
         sessions
             .into_iter()
-            .map(|json| {
-                Ok(Session { id: json["session"].as_str().context("no session id")?.to_owned(), json })
-            })
+            .map(|json| Ok(Session { id: json["id"].as_str().context("no session id")?.to_owned(), json }))
             .collect()
     }
 
     /// The exchanges of a run, interleaved by time.
     pub fn exchanges(&self, run: &Run) -> anyhow::Result<Vec<Exchange>> {
-        let exchanges = self.list("exchanges", &["show", &run.id])?;
+        let story = self.json(&["show", &run.id, "--limit", EVERYTHING])?;
+        let exchanges =
+            story["exchanges"].as_array().cloned().with_context(|| format!("no exchanges: {story}"))?;
         Ok(exchanges.into_iter().map(|json| Exchange { json }).collect())
+    }
+
+    /// Which share of a run's bytes was seen how: `inspected`, `metadata-only`, `refused`.
+    pub fn share(&self, run: &Run, coverage: &str) -> anyhow::Result<f64> {
+        let json = self.json(&["coverage", &run.id])?;
+        let shares = json["shares"].as_array().with_context(|| format!("no shares: {json}"))?;
+        let bytes = |wanted: Option<&str>| -> u64 {
+            let these = shares.iter().filter(|share| wanted.is_none_or(|wanted| share["coverage"] == wanted));
+            these.filter_map(|share| share["bytes"].as_u64()).sum()
+        };
+        Ok(bytes(Some(coverage)) as f64 / bytes(None).max(1) as f64)
     }
 
     /// `weir verify ...`: exit code and all that was said.
@@ -130,8 +144,8 @@ impl Collector {
 
     /// The id of the only node agent.
     pub fn node(&self) -> anyhow::Result<String> {
-        let nodes = self.list("nodes", &["nodes"])?;
-        Ok(nodes.first().and_then(|node| node["node"].as_str()).context("no node has joined")?.to_owned())
+        let nodes = self.list(&["nodes"])?;
+        Ok(nodes.first().and_then(|node| node["id"].as_str()).context("no node has joined")?.to_owned())
     }
 }
 

@@ -7,10 +7,11 @@ use std::fs;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Parser;
 use serde_json::{Value, json};
 use weir_tests::process::{eventually, program};
+use weir_tests::recorded::Run;
 use weir_tests::{Agent, Collector, Echo, Postgres, Site};
 
 /// Shows Weir's main job on a PostgreSQL, a collector and a node agent of its own.
@@ -109,8 +110,8 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
 
     step("what was recorded");
     let run = eventually("the run is whole in the collector", || finished_run(&collector))?;
-    let id = run["run"].as_str().context("no run id")?.to_owned();
-    let result = summary(&collector, &id)?;
+    let id = run.id.clone();
+    let result = summary(&collector, &run)?;
     if !flags.json {
         for arguments in [&["show", &id][..], &["play", &id], &["coverage", &id], &["verify", &id]] {
             println!("\n$ weir {}", arguments.join(" "));
@@ -128,30 +129,26 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
 }
 
 /// The run, once all of its sessions are closed and received.
-fn finished_run(collector: &Collector) -> anyhow::Result<Option<Value>> {
-    let runs = collector.json(&["runs"])?;
-    let Some(run) = runs["runs"].get(0).cloned() else { return Ok(None) };
+fn finished_run(collector: &Collector) -> anyhow::Result<Option<Run>> {
     // 8 psql, 1 pgbench (it connects twice: once to look, once to work), 1 opaque, 1 denied.
-    let whole = run["open_sessions"] == 0 && run["sessions"].as_u64() >= Some(11);
-    Ok(whole.then_some(run))
+    let whole = |run: &Run| run.count("open_sessions") == 0 && run.count("sessions") >= 11;
+    Ok(collector.runs()?.into_iter().next().filter(whole))
 }
 
-fn summary(collector: &Collector, id: &str) -> anyhow::Result<Value> {
-    let run = collector.json(&["runs"])?["runs"][0].clone();
-    let coverage = collector.json(&["coverage", id])?;
-    let verify = weir_tests::process::output(&mut collector.weir(&["verify", id, "--json"])?)?;
+fn summary(collector: &Collector, run: &Run) -> anyhow::Result<Value> {
+    let coverage = collector.json(&["coverage", &run.id])?;
     Ok(json!({
-        "run": id,
-        "sessions": run["sessions"],
-        "exchanges": run["exchanges"],
-        "denied": run["denied"],
-        "gaps": run["gaps"],
+        "run": run.id,
+        "sessions": run.count("sessions"),
+        "exchanges": run.count("exchanges"),
+        "denied": run.count("denied"),
+        "gaps": run.count("gaps"),
         "coverage": {
-            "inspected": coverage["bytes"]["inspected"],
-            "opaque": coverage["bytes"]["opaque"],
-            "unobserved": coverage["bytes"]["unobserved"],
+            "inspected": collector.share(run, "inspected")?,
+            "opaque": collector.share(run, "metadata-only")?,
+            "unobserved": coverage["unobserved_connections"],
         },
-        "verified": verify.status.success(),
+        "verified": collector.verify(&[&run.id])?.holds(),
     }))
 }
 
