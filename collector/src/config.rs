@@ -176,7 +176,9 @@ impl Config {
             return Err(ConfigError::Range("`keep_accesses` is at least 1d"));
         }
         if self.free_space_warn < self.free_space_floor {
-            return Err(ConfigError::Range("`free_space_warn` is above `free_space_floor`, or it would warn too late"));
+            return Err(ConfigError::Range(
+                "`free_space_warn` is above `free_space_floor`, or it would warn too late",
+            ));
         }
         if !(1..=4000).contains(&self.agents_max) {
             return Err(ConfigError::Range("`agents_max` is 1 to 4000"));
@@ -186,7 +188,8 @@ impl Config {
 }
 
 fn defaults() -> Result<toml::Table, ConfigError> {
-    let text: String = OPTIONS.iter().map(|option| format!("{} = {}\n", option.name, option.default)).collect();
+    let text: String =
+        OPTIONS.iter().map(|option| format!("{} = {}\n", option.name, option.default)).collect();
     Ok(toml::from_str(&text).map_err(Box::new)?)
 }
 
@@ -227,7 +230,8 @@ fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     let text = String::deserialize(from)?;
     let units = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1u64)];
-    parse_unit(&text, &units).ok_or_else(|| D::Error::custom(format!("{text:?} is not a size such as \"5GiB\"")))
+    parse_unit(&text, &units)
+        .ok_or_else(|| D::Error::custom(format!("{text:?} is not a size such as \"5GiB\"")))
 }
 
 /// "90s", "15m", "12h", "30d".
@@ -239,7 +243,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let (number, factor) = units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
+    let (number, factor) =
+        units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))?;
     number.trim().parse::<u64>().ok()?.checked_mul(*factor)
 }
 
@@ -262,7 +267,8 @@ mod tests {
     fn every_example_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
-        let text: String = OPTIONS.iter().map(|option| format!("{} = {}\n", option.name, option.example)).collect();
+        let text: String =
+            OPTIONS.iter().map(|option| format!("{} = {}\n", option.name, option.example)).collect();
         std::fs::write(&file, text).unwrap();
         let config = Config::load(Some(&file)).unwrap();
         assert_eq!(config.keep, Some(Duration::from_secs(90 * 24 * 3600)));

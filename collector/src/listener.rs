@@ -107,7 +107,11 @@ mod io {
     use super::Secured;
 
     impl AsyncRead for Secured {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<Result<()>> {
             Pin::new(&mut self.tls).poll_read(cx, buf)
         }
     }

@@ -128,7 +128,9 @@ async fn run(arguments: Serve) -> anyhow::Result<()> {
     }
     match arguments.admin_listen.as_deref() {
         Some("off") => config.admin_listen = None,
-        Some(address) => config.admin_listen = Some(address.parse().context("--admin-listen takes IP:PORT, or off")?),
+        Some(address) => {
+            config.admin_listen = Some(address.parse().context("--admin-listen takes IP:PORT, or off")?)
+        }
         None => {}
     }
     logs::start(config.log_json || arguments.log_json);
@@ -157,9 +159,9 @@ fn first_credential(credential: &str, file: Option<&Path>) -> anyhow::Result<()>
             keys::files::write_secret(path, credential.as_bytes())?;
             say(&format!("administrator's credential written to {}", path.display()))
         }
-        None => say(&format!(
-            "administrator's credential, shown only now (weir login CREDENTIAL):\n{credential}"
-        )),
+        None => {
+            say(&format!("administrator's credential, shown only now (weir login CREDENTIAL):\n{credential}"))
+        }
     }
 }
 
@@ -173,7 +175,8 @@ async fn make_token(arguments: Token) -> anyhow::Result<()> {
     let issuer = issuer(&arguments.place, arguments.address).await?;
     let valid = config::parse_duration(&arguments.valid).map_err(anyhow::Error::msg)?;
     let seconds = i64::try_from(valid.as_secs()).context("--valid is too long")?;
-    let (token, _) = issuer.join_token(arguments.uses, seconds, &arguments.name, "weir-collector token").await?;
+    let (token, _) =
+        issuer.join_token(arguments.uses, seconds, &arguments.name, "weir-collector token").await?;
     say(&token.to_string())
 }
 
@@ -188,7 +191,8 @@ async fn make_credential(arguments: CredentialFor) -> anyhow::Result<()> {
 async fn issuer(place: &Place, address: Option<String>) -> anyhow::Result<Issuer> {
     let config = load(place)?;
     let Data { keys, store } = Data::open(&config.data).await?;
-    let served = store.index.meta_value(serve::ADDRESS).await?.and_then(|bytes| String::from_utf8(bytes).ok());
+    let served =
+        store.index.meta_value(serve::ADDRESS).await?.and_then(|bytes| String::from_utf8(bytes).ok());
     let configured = Some(config.advertise).filter(|advertised| !advertised.is_empty());
     let address = address.or(configured).or(served).unwrap_or_else(|| config.listen.to_string());
     Ok(Issuer { index: store.index, keys, address })

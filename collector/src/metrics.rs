@@ -34,7 +34,11 @@ impl Metrics {
         let mut registry = Registry::with_prefix("weir_collector");
         let r = &mut registry;
         r.register("segments_accepted", "Segments stored and receipted", self.segments_accepted.clone());
-        r.register("segments_repeated", "Segments offered again and acknowledged again", self.segments_repeated.clone());
+        r.register(
+            "segments_repeated",
+            "Segments offered again and acknowledged again",
+            self.segments_repeated.clone(),
+        );
         r.register("segments_refused", "Segments refused, for any reason", self.segments_refused.clone());
         r.register("segment_bytes", "Bytes of sealed segments stored", self.segment_bytes.clone());
         r.register("batches", "Transactions of ingest", self.batches.clone());
@@ -43,11 +47,23 @@ impl Metrics {
         r.register("enrolled", "Node agents enrolled", self.enrolled.clone());
         r.register("calls_allowed", "Queries and admin calls allowed", self.calls_allowed.clone());
         r.register("calls_refused", "Queries and admin calls refused", self.calls_refused.clone());
-        r.register("connections_refused", "Connections refused: too many, or a failed TLS handshake", self.connections_refused.clone());
+        r.register(
+            "connections_refused",
+            "Connections refused: too many, or a failed TLS handshake",
+            self.connections_refused.clone(),
+        );
         r.register("segments_expired", "Segments deleted by retention", self.segments_expired.clone());
-        r.register("orphans_swept", "Bundles deleted because no transaction ever named them", self.orphans_swept.clone());
+        r.register(
+            "orphans_swept",
+            "Bundles deleted because no transaction ever named them",
+            self.orphans_swept.clone(),
+        );
         r.register("agents", "Node agents with a stream now", self.agents.clone());
-        r.register("in_flight_bytes", "Bytes of segments received and not yet answered", self.in_flight_bytes.clone());
+        r.register(
+            "in_flight_bytes",
+            "Bytes of segments received and not yet answered",
+            self.in_flight_bytes.clone(),
+        );
         r.register("free_bytes", "Free space of the data directory", self.free_bytes.clone());
         Arc::new(registry)
     }

@@ -81,7 +81,10 @@ impl Operations {
     }
 }
 
-async fn answer(this: Arc<Operations>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    this: Arc<Operations>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
     let (status, body) = match request.uri().path() {
         _ if !reads => (StatusCode::METHOD_NOT_ALLOWED, String::new()),

@@ -105,7 +105,8 @@ pub async fn keys_ahead(index: &Index, kek: &Kek, now_ms: i64) -> Result<(), Ret
     let today = day_of(now_ms);
     let have: Vec<u32> = index.hpke_key_list(DEFAULT_CLASS, today).await?.iter().map(|key| key.day).collect();
     let missing = (today..=today + DAYS_AHEAD).filter(|day| !have.contains(day));
-    let keys = missing.map(|day| StoredHpkeKey::generate(kek, DEFAULT_CLASS, day)).collect::<Result<Vec<_>, _>>()?;
+    let keys =
+        missing.map(|day| StoredHpkeKey::generate(kek, DEFAULT_CLASS, day)).collect::<Result<Vec<_>, _>>()?;
     if !keys.is_empty() {
         index.hpke_key_add(&keys).await?;
     }

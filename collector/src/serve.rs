@@ -120,8 +120,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
 
     let disk = Disk::new(&config.data, config.free_space_warn, config.free_space_floor);
     let (listener, address) = listen(config.listen).await?;
-    let advertised =
-        if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
+    let advertised = if config.advertise.is_empty() { address.to_string() } else { config.advertise.clone() };
     store.index.meta_set(ADDRESS, advertised.as_bytes()).await?;
     let issuer = Issuer { index: store.index.clone(), keys: keys.clone(), address: advertised };
     let first_credential = match store.index.credential_count().await? {
@@ -213,9 +212,9 @@ pub struct Services {
 
 /// With all bounds of gRPC and HTTP/2.
 pub fn router(services: Services) -> tonic::transport::server::Router {
-    let ingest = services.ingest.map(|ingest| {
-        IngestServer::new(ingest).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX)
-    });
+    let ingest = services
+        .ingest
+        .map(|ingest| IngestServer::new(ingest).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX));
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

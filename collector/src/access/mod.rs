@@ -85,7 +85,9 @@ impl Access {
         let caller = self.caller(&request).await.map_err(|error| failed(&error))?;
         let message = request.into_inner();
         let refusal = match &caller {
-            None => Some(Status::unauthenticated("no valid credential: run `weir login CREDENTIAL`, or set WEIR_CREDENTIAL")),
+            None => Some(Status::unauthenticated(
+                "no valid credential: run `weir login CREDENTIAL`, or set WEIR_CREDENTIAL",
+            )),
             Some(caller) if caller.role < call.needs => {
                 let needs = call.needs.name();
                 Some(Status::permission_denied(format!("{} needs the role {needs}", call.name)))
@@ -117,7 +119,8 @@ impl Access {
     async fn caller<T>(&self, request: &Request<T>) -> Result<Option<Caller>, StoreError> {
         let Some(header) = request.metadata().get("authorization") else { return Ok(None) };
         let Ok(header) = header.to_str() else { return Ok(None) };
-        let Some(secret) = header.strip_prefix("Bearer ").filter(|s| s.len() <= AUTHORIZATION_BYTES_MAX) else {
+        let Some(secret) = header.strip_prefix("Bearer ").filter(|s| s.len() <= AUTHORIZATION_BYTES_MAX)
+        else {
             return Ok(None);
         };
         // Found by its hash: how long that takes tells nothing about a secret of 256 random bits.

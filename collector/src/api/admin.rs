@@ -74,7 +74,9 @@ impl Issuer {
     pub async fn credential(&self, name: &str, role: Role, by: &str) -> Result<Credential, IssueError> {
         let printable = name.chars().all(|c| c.is_ascii_graphic());
         if name.is_empty() || name.len() > NAME_CHARS_MAX || !printable {
-            return Err(IssueError::Asked("a credential's name is 1 to 128 printable ASCII characters without spaces"));
+            return Err(IssueError::Asked(
+                "a credential's name is 1 to 128 printable ASCII characters without spaces",
+            ));
         }
         let secret = new_secret()?;
         let added =
@@ -95,7 +97,9 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
         let (caller, asked) = self
             .access
-            .admit(calls::CREATE_JOIN_TOKEN, request, |asked| format!("{} uses for {}", asked.uses, asked.name_pattern))
+            .admit(calls::CREATE_JOIN_TOKEN, request, |asked| {
+                format!("{} uses for {}", asked.uses, asked.name_pattern)
+            })
             .await?;
         let (token, expires_unix) = self
             .issuer
@@ -113,9 +117,10 @@ impl Admin for AdminService {
             .access
             .admit(calls::CREATE_CREDENTIAL, request, |asked| format!("{} {}", asked.role, asked.name))
             .await?;
-        let role =
-            Role::named(&asked.role).ok_or_else(|| Status::invalid_argument("a role is `viewer` or `admin`"))?;
-        let credential = self.issuer.credential(&asked.name, role, caller.name()).await.map_err(issue_status)?;
+        let role = Role::named(&asked.role)
+            .ok_or_else(|| Status::invalid_argument("a role is `viewer` or `admin`"))?;
+        let credential =
+            self.issuer.credential(&asked.name, role, caller.name()).await.map_err(issue_status)?;
         Ok(Response::new(v1::CreateCredentialResponse { credential: credential.to_string() }))
     }
 
@@ -125,7 +130,13 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::RevokeCredentialResponse>, Status> {
         let (_caller, asked) =
             self.access.admit(calls::REVOKE_CREDENTIAL, request, |asked| asked.name.clone()).await?;
-        match self.issuer.index.credential_revoke(&asked.name, clock::unix_ms()).await.map_err(store_status)? {
+        match self
+            .issuer
+            .index
+            .credential_revoke(&asked.name, clock::unix_ms())
+            .await
+            .map_err(store_status)?
+        {
             true => Ok(Response::new(v1::RevokeCredentialResponse {})),
             false => Err(Status::not_found("no valid credential has this name")),
         }
@@ -135,8 +146,10 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::RevokeNodeRequest>,
     ) -> Result<Response<v1::RevokeNodeResponse>, Status> {
-        let (_caller, asked) = self.access.admit(calls::REVOKE_NODE, request, |asked| node_text(&asked.node_id)).await?;
-        let node: NodeId = id(&asked.node_id, "node")?.ok_or_else(|| Status::invalid_argument("name a node"))?;
+        let (_caller, asked) =
+            self.access.admit(calls::REVOKE_NODE, request, |asked| node_text(&asked.node_id)).await?;
+        let node: NodeId =
+            id(&asked.node_id, "node")?.ok_or_else(|| Status::invalid_argument("name a node"))?;
         if !self.issuer.index.node_revoke(&node, clock::unix_ms()).await.map_err(store_status)? {
             return Err(Status::not_found("no such node"));
         }

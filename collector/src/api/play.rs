@@ -81,7 +81,8 @@ impl Player {
         loop {
             if coming.is_empty() && more {
                 let index = &self.reading.store.index;
-                coming = index.run_segment_list(&run, after, SEGMENT_ROWS).await.map_err(store_status)?.into();
+                coming =
+                    index.run_segment_list(&run, after, SEGMENT_ROWS).await.map_err(store_status)?.into();
                 after = coming.back().map(|last| (last.first_boot_ns, last.session, last.seq));
                 more = !coming.is_empty();
             }

@@ -69,7 +69,8 @@ async fn session_proof(
 ) -> Result<bool, Status> {
     let index = &reading.store.index;
     let Some(claim) = index.session_claim(session).await.map_err(store_status)? else { return Ok(false) };
-    let node = NodeId::try_from(&claim.node_id[..]).map_err(|_| Status::data_loss("a session without a node"))?;
+    let node =
+        NodeId::try_from(&claim.node_id[..]).map_err(|_| Status::data_loss("a session without a node"))?;
     if *told != Some(node) {
         send(to, proof_item::Item::Node(node_item(reading, &node).await?)).await?;
         *told = Some(node);
@@ -94,7 +95,8 @@ async fn segment_item(reading: &Reading, stored: &StoredSegment) -> Result<v1::P
     // Bytes that are gone or changed are for the verifier to find, not for us to fail on.
     let bytes = reading.bytes(stored).await.unwrap_or_default();
     let marks = reading.events(stored).await.ok().flatten().unwrap_or_default();
-    let is_mark = |event: &v1::Event| matches!(event.kind, Some(Kind::Opened(_) | Kind::Gap(_) | Kind::Closed(_)));
+    let is_mark =
+        |event: &v1::Event| matches!(event.kind, Some(Kind::Opened(_) | Kind::Gap(_) | Kind::Closed(_)));
     Ok(v1::ProofSegment {
         segment: Some(v1::SealedSegment { bytes, signature: stored.signature.clone().into() }),
         receipt: Some(v1::Receipt {
@@ -111,11 +113,17 @@ async fn segment_item(reading: &Reading, stored: &StoredSegment) -> Result<v1::P
 async fn node_item(reading: &Reading, node: &NodeId) -> Result<v1::ProofNode, Status> {
     let row = reading.store.index.node(node).await.map_err(store_status)?;
     let row = row.ok_or_else(|| Status::not_found("no such node"))?;
-    Ok(v1::ProofNode { node_id: node.to_field(), signing_key: row.signing_key.to_vec().into(), name: row.name })
+    Ok(v1::ProofNode {
+        node_id: node.to_field(),
+        signing_key: row.signing_key.to_vec().into(),
+        name: row.name,
+    })
 }
 
 async fn send(to: &mpsc::Sender<Item>, item: proof_item::Item) -> Result<(), Status> {
-    to.send(Ok(v1::ProofItem { item: Some(item) })).await.map_err(|_| Status::cancelled("the verifier went away"))
+    to.send(Ok(v1::ProofItem { item: Some(item) }))
+        .await
+        .map_err(|_| Status::cancelled("the verifier went away"))
 }
 
 pub fn node_proof(reading: Reading, node: NodeId) -> ReceiverStream<NodeItem> {
@@ -157,6 +165,7 @@ async fn prove_node(reading: &Reading, node: &NodeId, to: &mpsc::Sender<NodeItem
 }
 
 async fn send_node(to: &mpsc::Sender<NodeItem>, item: node_proof_item::Item) -> Result<(), Status> {
-    to.send(Ok(v1::NodeProofItem { item: Some(item) })).await.map_err(|_| Status::cancelled("the verifier went away"))
+    to.send(Ok(v1::NodeProofItem { item: Some(item) }))
+        .await
+        .map_err(|_| Status::cancelled("the verifier went away"))
 }
-

@@ -19,7 +19,10 @@ pub struct QueryService {
 
 #[tonic::async_trait]
 impl Query for QueryService {
-    async fn whoami(&self, request: Request<v1::WhoamiRequest>) -> Result<Response<v1::WhoamiResponse>, Status> {
+    async fn whoami(
+        &self,
+        request: Request<v1::WhoamiRequest>,
+    ) -> Result<Response<v1::WhoamiResponse>, Status> {
         let (caller, _) = self.access.admit(calls::WHOAMI, request, |_| String::new()).await?;
         Ok(Response::new(v1::WhoamiResponse {
             name: caller.name().to_owned(),
@@ -29,7 +32,8 @@ impl Query for QueryService {
     }
 
     async fn runs(&self, request: Request<v1::RunsRequest>) -> Result<Response<v1::RunsResponse>, Status> {
-        let (_caller, asked) = self.access.admit(calls::RUNS, request, |asked| node_text(&asked.node_id)).await?;
+        let (_caller, asked) =
+            self.access.admit(calls::RUNS, request, |asked| node_text(&asked.node_id)).await?;
         let time = |unix_ns: i64| (unix_ns != 0).then_some(unix_ns);
         let filter = RunFilter {
             node: id(&asked.node_id, "node")?,
@@ -47,8 +51,10 @@ impl Query for QueryService {
         &self,
         request: Request<v1::SessionsRequest>,
     ) -> Result<Response<v1::SessionsResponse>, Status> {
-        let (_caller, asked) =
-            self.access.admit(calls::SESSIONS, request, |asked| subject_text(&asked.run_id, &asked.session_id)).await?;
+        let (_caller, asked) = self
+            .access
+            .admit(calls::SESSIONS, request, |asked| subject_text(&asked.run_id, &asked.session_id))
+            .await?;
         let filter = SessionFilter {
             run: id(&asked.run_id, "run")?,
             session: id(&asked.session_id, "session")?,
@@ -64,16 +70,20 @@ impl Query for QueryService {
         &self,
         request: Request<v1::ExchangesRequest>,
     ) -> Result<Response<v1::ExchangesResponse>, Status> {
-        let (_caller, asked) =
-            self.access.admit(calls::EXCHANGES, request, |asked| subject_text(&asked.run_id, &asked.session_id)).await?;
+        let (_caller, asked) = self
+            .access
+            .admit(calls::EXCHANGES, request, |asked| subject_text(&asked.run_id, &asked.session_id))
+            .await?;
         let subject = subject(&asked.run_id, &asked.session_id)?;
         let page = asked.page.unwrap_or_default();
         Ok(Response::new(self.reading.store.index.exchange_list(subject, &page).await.map_err(read_status)?))
     }
 
     async fn gaps(&self, request: Request<v1::GapsRequest>) -> Result<Response<v1::GapsResponse>, Status> {
-        let (_caller, asked) =
-            self.access.admit(calls::GAPS, request, |asked| subject_text(&asked.run_id, &asked.session_id)).await?;
+        let (_caller, asked) = self
+            .access
+            .admit(calls::GAPS, request, |asked| subject_text(&asked.run_id, &asked.session_id))
+            .await?;
         let subject = subject(&asked.run_id, &asked.session_id)?;
         let page = asked.page.unwrap_or_default();
         Ok(Response::new(self.reading.store.index.gap_list(subject, &page).await.map_err(read_status)?))
@@ -82,8 +92,10 @@ impl Query for QueryService {
     type PlayStream = ReceiverStream<Result<v1::PlayedEvent, Status>>;
 
     async fn play(&self, request: Request<v1::PlayRequest>) -> Result<Response<Self::PlayStream>, Status> {
-        let (_caller, asked) =
-            self.access.admit(calls::PLAY, request, |asked| subject_text(&asked.run_id, &asked.session_id)).await?;
+        let (_caller, asked) = self
+            .access
+            .admit(calls::PLAY, request, |asked| subject_text(&asked.run_id, &asked.session_id))
+            .await?;
         let subject = subject(&asked.run_id, &asked.session_id)?;
         let exchange = (asked.exchange != 0).then_some(asked.exchange);
         Ok(Response::new(play::play(self.reading.clone(), subject, exchange)))
@@ -104,7 +116,8 @@ impl Query for QueryService {
         let page = asked.page.unwrap_or_default();
         let mut answer = self.reading.store.index.node_list(&page).await.map_err(read_status)?;
         for node in &mut answer.nodes {
-            node.connected = NodeId::try_from(&node.node_id[..]).is_ok_and(|id| self.connected.is_connected(&id));
+            node.connected =
+                NodeId::try_from(&node.node_id[..]).is_ok_and(|id| self.connected.is_connected(&id));
         }
         Ok(Response::new(answer))
     }
@@ -112,8 +125,10 @@ impl Query for QueryService {
     type ProofStream = ReceiverStream<Result<v1::ProofItem, Status>>;
 
     async fn proof(&self, request: Request<v1::ProofRequest>) -> Result<Response<Self::ProofStream>, Status> {
-        let (_caller, asked) =
-            self.access.admit(calls::PROOF, request, |asked| subject_text(&asked.run_id, &asked.session_id)).await?;
+        let (_caller, asked) = self
+            .access
+            .admit(calls::PROOF, request, |asked| subject_text(&asked.run_id, &asked.session_id))
+            .await?;
         let subject = subject(&asked.run_id, &asked.session_id)?;
         Ok(Response::new(proof::proof(self.reading.clone(), subject)))
     }
@@ -124,7 +139,8 @@ impl Query for QueryService {
         &self,
         request: Request<v1::NodeProofRequest>,
     ) -> Result<Response<Self::NodeProofStream>, Status> {
-        let (_caller, asked) = self.access.admit(calls::NODE_PROOF, request, |asked| node_text(&asked.node_id)).await?;
+        let (_caller, asked) =
+            self.access.admit(calls::NODE_PROOF, request, |asked| node_text(&asked.node_id)).await?;
         let node = id(&asked.node_id, "node")?.ok_or_else(|| Status::invalid_argument("name a node"))?;
         Ok(Response::new(proof::node_proof(self.reading.clone(), node)))
     }

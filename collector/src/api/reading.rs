@@ -37,7 +37,9 @@ impl Reading {
         let opened = tokio::task::spawn_blocking(move || {
             let segment = Segment::parse(bytes).map_err(|error| damaged(&stored, &error))?;
             let plain = segment.open(&key).map_err(|error| damaged(&stored, &error))?;
-            weir_proto::seal::events(plain).collect::<Result<Vec<_>, _>>().map_err(|error| damaged(&stored, &error))
+            weir_proto::seal::events(plain)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| damaged(&stored, &error))
         });
         opened.await.map_err(|_| Status::internal("opening a segment failed"))?.map(Some)
     }

@@ -14,7 +14,9 @@ use crate::clock;
 use crate::disk::Disk;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::store::rows::{Accepted, AcceptedEntries, AcceptedEntry, Alert, Batch, ChainRow, NewBundle, unix_ns};
+use crate::store::rows::{
+    Accepted, AcceptedEntries, AcceptedEntry, Alert, Batch, ChainRow, NewBundle, unix_ns,
+};
 use crate::store::{Store, StoreError};
 
 /// What an agent offers, after it has proven who it is.
@@ -194,7 +196,14 @@ impl Acceptance {
                         return Ok(Err(Refusal::tamper(&checked.segment, "foreign-run", what)));
                     }
                     let next_seq = 0;
-                    ChainRow { node, run: draft.run, next_seq, head: seal::NO_HASH, closed: false, expired_seq: 0 }
+                    ChainRow {
+                        node,
+                        run: draft.run,
+                        next_seq,
+                        head: seal::NO_HASH,
+                        closed: false,
+                        expired_seq: 0,
+                    }
                 }
             };
             let chain =
@@ -300,7 +309,12 @@ impl Acceptance {
         offered: Vec<v1::SignedNodeEntry>,
     ) -> Result<Decided, StoreError> {
         if !deciding.logs.contains_key(&node) {
-            let row = self.store.index.node(&node).await?.ok_or(StoreError::Damaged("a node that ships is not known"))?;
+            let row = self
+                .store
+                .index
+                .node(&node)
+                .await?
+                .ok_or(StoreError::Damaged("a node that ships is not known"))?;
             let head = match row.log_entries {
                 0 => seal::NO_HASH,
                 _ => row.log_head.as_slice().try_into().map_err(|_| StoreError::Damaged("log_head"))?,
@@ -332,7 +346,11 @@ impl Acceptance {
         }
         let receipt = v1::NodeReceipt {
             entries: log.next_index,
-            head: if log.next_index == 0 { bytes::Bytes::new() } else { bytes::Bytes::copy_from_slice(&log.head) },
+            head: if log.next_index == 0 {
+                bytes::Bytes::new()
+            } else {
+                bytes::Bytes::copy_from_slice(&log.head)
+            },
             diverged,
         };
         if !taken.is_empty() {
@@ -385,7 +403,9 @@ impl Acceptance {
             Some(hash) => Some(*hash),
             None => self.store.index.node_entry_hash(&node, index).await?,
         };
-        let prev = v1::NodeEntry::decode(signed.entry.clone()).ok().and_then(|e| Hash::try_from(&e.prev_hash[..]).ok());
+        let prev = v1::NodeEntry::decode(signed.entry.clone())
+            .ok()
+            .and_then(|e| Hash::try_from(&e.prev_hash[..]).ok());
         let Some(prev) = prev else {
             return Ok(Entry::Diverged(format!("entry {index} came again with a malformed predecessor")));
         };

@@ -73,9 +73,15 @@ pub fn authentic(
         Refusal { session, seq, why, wanted: 0, detail: error.to_string(), alert }
     })?;
     if segment.draft().node != *node {
-        return Err(Refusal::tamper(&segment, "foreign-node", "the segment names another node than the one that sends it"));
+        return Err(Refusal::tamper(
+            &segment,
+            "foreign-node",
+            "the segment names another node than the one that sends it",
+        ));
     }
-    segment.verify(key, &sealed.signature).map_err(|error| Refusal::tamper(&segment, "bad-signature", error))?;
+    segment
+        .verify(key, &sealed.signature)
+        .map_err(|error| Refusal::tamper(&segment, "bad-signature", error))?;
     Ok((segment, sealed.signature))
 }
 

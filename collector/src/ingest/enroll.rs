@@ -26,7 +26,9 @@ pub(super) async fn enroll(
         return Err(Status::invalid_argument("the enrolment is larger than one can be"));
     }
     if !is_name(&request.name) {
-        return Err(Status::invalid_argument("a node's name is a host name: letters, digits, '-', '_' and '.'"));
+        return Err(Status::invalid_argument(
+            "a node's name is a host name: letters, digits, '-', '_' and '.'",
+        ));
     }
     let signing_key = key_of(&request)?;
     let node = NodeId::generate();
@@ -45,13 +47,18 @@ pub(super) async fn enroll(
     let node = match enrolled {
         Ok(Enrolled::As(node)) => node,
         Ok(Enrolled::Refused) => {
-            tracing::warn!(name = request.name, "an enrolment was refused: no such token, used up, expired, or not for this name");
+            tracing::warn!(
+                name = request.name,
+                "an enrolment was refused: no such token, used up, expired, or not for this name"
+            );
             return Err(Status::permission_denied(
                 "the join token is not valid for this node: used up, expired, or made for other names; make a new one with `weir join-token`",
             ));
         }
         Ok(Enrolled::KnownKey) => {
-            return Err(Status::already_exists("this signing key is enrolled already: enrol with an empty state directory"));
+            return Err(Status::already_exists(
+                "this signing key is enrolled already: enrol with an empty state directory",
+            ));
         }
         Err(error) => {
             tracing::error!(error = %crate::chain(&error), "enrolment");
@@ -75,8 +82,9 @@ pub(super) async fn enroll(
 
 /// The signing key, proven to be held by whoever asks.
 fn key_of(request: &v1::EnrollRequest) -> Result<VerifyingKey, Status> {
-    let bytes: [u8; 32] =
-        request.signing_key[..].try_into().map_err(|_| Status::invalid_argument("a signing key has 32 bytes"))?;
+    let bytes: [u8; 32] = request.signing_key[..]
+        .try_into()
+        .map_err(|_| Status::invalid_argument("a signing key has 32 bytes"))?;
     let key = VerifyingKey::from_bytes(&bytes).map_err(|_| Status::invalid_argument("not an ed25519 key"))?;
     if key.is_weak() {
         return Err(Status::invalid_argument("a weak ed25519 key"));

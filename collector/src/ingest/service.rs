@@ -37,7 +37,10 @@ pub struct IngestService {
 
 #[tonic::async_trait]
 impl Ingest for IngestService {
-    async fn enroll(&self, request: Request<v1::EnrollRequest>) -> Result<Response<v1::EnrollResponse>, Status> {
+    async fn enroll(
+        &self,
+        request: Request<v1::EnrollRequest>,
+    ) -> Result<Response<v1::EnrollResponse>, Status> {
         enroll(&self.index, &self.keys, &self.metrics, request.into_inner()).await.map(Response::new)
     }
 
@@ -60,7 +63,8 @@ impl Ingest for IngestService {
 
 impl IngestService {
     async fn node_of<T>(&self, request: &Request<T>) -> Result<NodeRow, Status> {
-        let stranger = || Status::unauthenticated("shipping needs a node's client certificate: enrol with a join token");
+        let stranger =
+            || Status::unauthenticated("shipping needs a node's client certificate: enrol with a join token");
         let certificates = request.peer_certs().ok_or_else(stranger)?;
         let node = certificates.first().and_then(|leaf| node_of_certificate(leaf)).ok_or_else(stranger)?;
         let row = self.index.node(&node).await.map_err(store_status)?.ok_or_else(stranger)?;
@@ -71,9 +75,9 @@ impl IngestService {
     }
 
     fn seat(&self, node: &NodeRow) -> Result<Seat, Status> {
-        self.connected
-            .seat(node.id, &self.shutdown)
-            .ok_or_else(|| Status::resource_exhausted("the collector has as many agents as it takes: try later"))
+        self.connected.seat(node.id, &self.shutdown).ok_or_else(|| {
+            Status::resource_exhausted("the collector has as many agents as it takes: try later")
+        })
     }
 
     fn agent(&self, node: &NodeRow) -> Result<AgentStream, Status> {
@@ -92,7 +96,12 @@ impl IngestService {
     }
 }
 
-async fn hello(agent: AgentStream, mut inbound: Streaming<v1::ToCollector>, answers: mpsc::Sender<Answer>, seat: Seat) {
+async fn hello(
+    agent: AgentStream,
+    mut inbound: Streaming<v1::ToCollector>,
+    answers: mpsc::Sender<Answer>,
+    seat: Seat,
+) {
     let node = agent.node;
     let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
     let hello = match first {

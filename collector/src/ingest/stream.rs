@@ -49,7 +49,10 @@ impl AgentStream {
             return Err(Status::permission_denied("the hello names another node than the certificate"));
         }
         let now = clock::unix_ms();
-        self.index.node_seen(&self.node, &shortened(&hello.agent_version), now).await.map_err(store_status)?;
+        self.index
+            .node_seen(&self.node, &shortened(&hello.agent_version), now)
+            .await
+            .map_err(store_status)?;
         let row = self.index.node(&self.node).await.map_err(store_status)?;
         let row = row.ok_or_else(|| Status::permission_denied("the node is not known any more"))?;
         if row.revoked {
@@ -71,7 +74,12 @@ impl AgentStream {
     }
 
     /// Reads until the agent ends, errs or is ended. The agent's messages are handled in their order.
-    pub(super) async fn run(mut self, mut inbound: Streaming<v1::ToCollector>, answers: mpsc::Sender<Answer>, seat: Seat) {
+    pub(super) async fn run(
+        mut self,
+        mut inbound: Streaming<v1::ToCollector>,
+        answers: mpsc::Sender<Answer>,
+        seat: Seat,
+    ) {
         let ended = seat.ended.clone();
         // The only choice to make here: the agent's next step, or the end of its seat.
         let end = tokio::select! {
@@ -106,7 +114,11 @@ impl AgentStream {
         }
     }
 
-    async fn segment(&mut self, sealed: v1::SealedSegment, place: mpsc::OwnedPermit<Answer>) -> Result<(), Status> {
+    async fn segment(
+        &mut self,
+        sealed: v1::SealedSegment,
+        place: mpsc::OwnedPermit<Answer>,
+    ) -> Result<(), Status> {
         let bytes = sealed.bytes.len();
         let held = self.hold(bytes).await?;
         let offer = match check::authentic(sealed, &self.node, &self.key) {
@@ -123,16 +135,26 @@ impl AgentStream {
                         Err(_) => return Err(Status::internal("checking a segment failed")),
                     }
                 }
-                None => Offer::Refused(Refusal::of(&segment, Why::NoWrap, "the wrap of its generation is not here")),
+                None => Offer::Refused(Refusal::of(
+                    &segment,
+                    Why::NoWrap,
+                    "the wrap of its generation is not here",
+                )),
             },
             Err(refusal) => Offer::Refused(refusal),
         };
         self.committer.offer(Work { node: self.node, offer, bytes, answer: place, held }).await
     }
 
-    async fn entries(&mut self, entries: v1::NodeEntries, place: mpsc::OwnedPermit<Answer>) -> Result<(), Status> {
+    async fn entries(
+        &mut self,
+        entries: v1::NodeEntries,
+        place: mpsc::OwnedPermit<Answer>,
+    ) -> Result<(), Status> {
         if entries.signed.len() > ENTRIES_MAX {
-            return Err(Status::invalid_argument(format!("at most {ENTRIES_MAX} node log entries in one message")));
+            return Err(Status::invalid_argument(format!(
+                "at most {ENTRIES_MAX} node log entries in one message"
+            )));
         }
         let bytes = entries.signed.iter().map(Bytes::len).sum();
         let held = self.hold(bytes).await?;
@@ -157,7 +179,11 @@ impl AgentStream {
             None => None,
         };
         if opened.is_none() {
-            self.alert("bad-wrap", format!("the wrap of generation {} does not open here", received.generation)).await?;
+            self.alert(
+                "bad-wrap",
+                format!("the wrap of generation {} does not open here", received.generation),
+            )
+            .await?;
             return Ok(());
         }
         let kept = self
@@ -175,7 +201,9 @@ impl AgentStream {
         if let Some(key) = self.generations.get(id) {
             return Ok(Some(key.clone()));
         }
-        let Some((wrap, key)) = self.index.wrap(id, &self.node).await.map_err(store_status)? else { return Ok(None) };
+        let Some((wrap, key)) = self.index.wrap(id, &self.node).await.map_err(store_status)? else {
+            return Ok(None);
+        };
         let Some(generation) = self.open_wrap(&wrap, &key)? else { return Ok(None) };
         if self.generations.len() >= GENERATIONS_MAX {
             self.generations.clear();
@@ -190,7 +218,8 @@ impl AgentStream {
     }
 
     async fn alert(&self, kind: &'static str, detail: String) -> Result<(), Status> {
-        let alert = Alert { unix_ms: clock::unix_ms(), node: self.node, session: None, seq: None, kind, detail };
+        let alert =
+            Alert { unix_ms: clock::unix_ms(), node: self.node, session: None, seq: None, kind, detail };
         let batch = crate::store::rows::Batch { alerts: vec![alert], ..Default::default() };
         self.index.batch_commit(&batch).await.map_err(store_status)
     }

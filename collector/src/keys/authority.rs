@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
@@ -59,8 +59,13 @@ impl Authority {
     }
 
     /// Signs a node agent's request. Only its public key is taken over: the names in it are the requester's wish.
-    pub fn node_certificate(&self, csr_der: &[u8], node: NodeId) -> Result<(Vec<u8>, OffsetDateTime), KeysError> {
-        let mut request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))?;
+    pub fn node_certificate(
+        &self,
+        csr_der: &[u8],
+        node: NodeId,
+    ) -> Result<(Vec<u8>, OffsetDateTime), KeysError> {
+        let mut request =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, node.to_string());
         params.subject_alt_names = vec![SanType::URI(format!("{NODE_URI}{node}").try_into()?)];
@@ -76,7 +81,9 @@ impl Authority {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, SERVER_NAME);
-        for name in [SERVER_NAME, "localhost", "127.0.0.1", "::1"].into_iter().chain(names.iter().map(String::as_str)) {
+        for name in
+            [SERVER_NAME, "localhost", "127.0.0.1", "::1"].into_iter().chain(names.iter().map(String::as_str))
+        {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
                 Ok(ip) => SanType::IpAddress(ip),
                 Err(_) => SanType::DnsName(name.try_into()?),

@@ -96,7 +96,8 @@ mod tests {
     async fn a_bundle_is_read_back_in_parts_and_deleted_twice() {
         let folder = tempfile::tempdir().unwrap();
         let bundles = Bundles::local(folder.path()).await.unwrap();
-        let key = bundles.put(0, vec![Bytes::from_static(b"one"), Bytes::from_static(b"three")]).await.unwrap();
+        let key =
+            bundles.put(0, vec![Bytes::from_static(b"one"), Bytes::from_static(b"three")]).await.unwrap();
         assert_eq!(bundles.part(&key, 3, 5).await.unwrap(), "three");
         assert!(bundles.part(&key, 6, 5).await.is_err() || bundles.part(&key, 6, 5).await.unwrap().len() < 5);
         assert!(bundles.old_keys(0).await.unwrap().is_empty());

@@ -23,7 +23,9 @@ pub enum StoreError {
     Folder { path: PathBuf, source: std::io::Error },
     #[error("the object store")]
     Objects(#[from] object_store::Error),
-    #[error("the object store overwrites what it should only create: it cannot hold recordings safely, use another")]
+    #[error(
+        "the object store overwrites what it should only create: it cannot hold recordings safely, use another"
+    )]
     NotCreateOnly,
     #[error("the index")]
     Index(#[from] sqlx::Error),

@@ -80,7 +80,8 @@ impl SqliteIndex {
             .bind(&hash[..])
             .fetch_optional(&self.readers)
             .await?;
-        row.map(|row| Ok(CredentialRow { name: row.try_get("name")?, role: row.try_get("role")? })).transpose()
+        row.map(|row| Ok(CredentialRow { name: row.try_get("name")?, role: row.try_get("role")? }))
+            .transpose()
     }
 
     pub async fn credential_count(&self) -> Result<u64, StoreError> {
@@ -118,7 +119,8 @@ impl SqliteIndex {
     /// Latest first.
     pub async fn access_list(&self, page: &v1::Page) -> Result<v1::AccessesResponse, ReadError> {
         let (rows, before) = (page_rows(page), page.cursor.as_str());
-        let before: i64 = if before.is_empty() { i64::MAX } else { before.parse().map_err(|_| super::BadCursor)? };
+        let before: i64 =
+            if before.is_empty() { i64::MAX } else { before.parse().map_err(|_| super::BadCursor)? };
         let found = sqlx::query(
             "SELECT id, unix_ms, who, call, subject, allowed, times FROM access_log WHERE id < ? ORDER BY id DESC LIMIT ?",
         )

@@ -44,11 +44,12 @@ impl SqliteIndex {
 
     /// A segment that is held already.
     pub async fn segment_held(&self, session: &SessionId, seq: u64) -> Result<Option<HeldRow>, StoreError> {
-        let row = sqlx::query("SELECT hash, received_ms, receipt FROM segment WHERE session_id = ? AND seq = ?")
-            .bind(&session.as_bytes()[..])
-            .bind(int(seq))
-            .fetch_optional(&self.readers)
-            .await?;
+        let row =
+            sqlx::query("SELECT hash, received_ms, receipt FROM segment WHERE session_id = ? AND seq = ?")
+                .bind(&session.as_bytes()[..])
+                .bind(int(seq))
+                .fetch_optional(&self.readers)
+                .await?;
         row.map(|row| {
             Ok(HeldRow {
                 hash: fixed(&row, "hash")?,
@@ -256,14 +257,14 @@ async fn exchanges_upsert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreEr
     let (protocol, target): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     // One that also finishes in this segment needs only the second statement.
     let finished: std::collections::HashSet<u64> = digest.finished.iter().map(|f| f.exchange).collect();
-    let running = digest.asked.iter().filter(|(exchange, ..)| !finished.contains(exchange)).map(|(exchange, at, operation)| {
-        v1::Finished {
+    let running = digest.asked.iter().filter(|(exchange, ..)| !finished.contains(exchange)).map(
+        |(exchange, at, operation)| v1::Finished {
             exchange: *exchange,
             operation: Some(operation.clone()),
             asked_at_ns: *at,
             ..v1::Finished::default()
-        }
-    });
+        },
+    );
     for (mut exchange, done) in
         running.map(|e| (e, false)).chain(digest.finished.iter().map(|f| (f.clone(), true)))
     {
@@ -362,13 +363,14 @@ async fn alert_insert(tx: &mut Tx, alert: &Alert) -> Result<(), StoreError> {
     let node = &alert.node.as_bytes()[..];
     let session = alert.session.map(|session| session.as_bytes().to_vec());
     // An agent offers what was refused again at every reconnect: once is enough.
-    let known = sqlx::query("SELECT 1 FROM alert WHERE node_id = ? AND kind = ? AND session_id IS ? AND seq IS ?")
-        .bind(node)
-        .bind(alert.kind)
-        .bind(session.clone())
-        .bind(alert.seq.map(int))
-        .fetch_optional(&mut **tx)
-        .await?;
+    let known =
+        sqlx::query("SELECT 1 FROM alert WHERE node_id = ? AND kind = ? AND session_id IS ? AND seq IS ?")
+            .bind(node)
+            .bind(alert.kind)
+            .bind(session.clone())
+            .bind(alert.seq.map(int))
+            .fetch_optional(&mut **tx)
+            .await?;
     if known.is_some() {
         return Ok(());
     }
@@ -380,15 +382,17 @@ async fn alert_insert(tx: &mut Tx, alert: &Alert) -> Result<(), StoreError> {
     if count > ALERTS_KEPT_MAX {
         return Ok(());
     }
-    sqlx::query("INSERT INTO alert (unix_ms, node_id, session_id, seq, kind, detail) VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(alert.unix_ms)
-        .bind(node)
-        .bind(session)
-        .bind(alert.seq.map(int))
-        .bind(alert.kind)
-        .bind(&alert.detail)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO alert (unix_ms, node_id, session_id, seq, kind, detail) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(alert.unix_ms)
+    .bind(node)
+    .bind(session)
+    .bind(alert.seq.map(int))
+    .bind(alert.kind)
+    .bind(&alert.detail)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 

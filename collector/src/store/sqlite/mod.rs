@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
-use sqlx::{Row, Sqlite, SqlSafeStr, Transaction};
+use sqlx::{Row, SqlSafeStr, Sqlite, Transaction};
 
 use super::StoreError;
 
@@ -66,7 +67,10 @@ impl SqliteIndex {
 
     /// A small fact about this collector.
     pub async fn meta_value(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let row = sqlx::query("SELECT value FROM meta WHERE key = ?").bind(key).fetch_optional(&self.readers).await?;
+        let row = sqlx::query("SELECT value FROM meta WHERE key = ?")
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await?;
         row.map(|row| Ok(row.try_get(0)?)).transpose()
     }
 

@@ -79,7 +79,12 @@ impl SqliteIndex {
     }
 
     /// A node that nobody enrolled: the one of a standalone recording folder.
-    pub async fn node_adopt(&self, id: &NodeId, name: &str, signing_key: &[u8; 32]) -> Result<(), StoreError> {
+    pub async fn node_adopt(
+        &self,
+        id: &NodeId,
+        name: &str,
+        signing_key: &[u8; 32],
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO node (id, name, signing_key, enrolled_ms) VALUES (?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
         )

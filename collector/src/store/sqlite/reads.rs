@@ -121,7 +121,12 @@ impl SqliteIndex {
             push_id_part(&mut query, "run.id", part);
         }
         if let Some(cursor) = Cursor::parse(&page.cursor)? {
-            query.push(" AND (first_unix_ns, id) < (").push_bind(cursor.time).push(", ").push_bind(cursor.id).push(")");
+            query
+                .push(" AND (first_unix_ns, id) < (")
+                .push_bind(cursor.time)
+                .push(", ")
+                .push_bind(cursor.id)
+                .push(")");
         }
         query.push(" ORDER BY first_unix_ns DESC, id DESC LIMIT ").push_bind(int(rows));
         let found = query.build().fetch_all(&self.readers).await?;
@@ -231,16 +236,21 @@ impl SqliteIndex {
         );
         push_subject(&mut query, subject, "g");
         if let Some(cursor) = Cursor::parse(&page.cursor)? {
-            query.push(" AND (g.boot_ns, g.session_id, g.seq * 1000000 + g.place) > (").push_bind(cursor.time);
+            query
+                .push(" AND (g.boot_ns, g.session_id, g.seq * 1000000 + g.place) > (")
+                .push_bind(cursor.time);
             query.push(", ").push_bind(cursor.id).push(", ").push_bind(cursor.ordinal).push(")");
         }
-        query.push(" ORDER BY g.boot_ns, g.session_id, g.seq * 1000000 + g.place LIMIT ").push_bind(int(rows));
+        query
+            .push(" ORDER BY g.boot_ns, g.session_id, g.seq * 1000000 + g.place LIMIT ")
+            .push_bind(int(rows));
         let found = query.build().fetch_all(&self.readers).await?;
         let mut gaps = Vec::with_capacity(found.len());
         let mut next_cursor = String::new();
         for row in &found {
             let session: [u8; 16] = fixed(row, "session_id")?;
-            let place = row.try_get::<i64, _>("seq")?.saturating_mul(1_000_000) + row.try_get::<i64, _>("place")?;
+            let place =
+                row.try_get::<i64, _>("seq")?.saturating_mul(1_000_000) + row.try_get::<i64, _>("place")?;
             next_cursor = Cursor::show(row.try_get("boot_ns")?, &session, place);
             gaps.push(v1::GapSummary {
                 session_id: SessionId::from_bytes(session).to_field(),
@@ -288,7 +298,9 @@ impl SqliteIndex {
         }
         // The kernel counts connections that passed unobserved per node, not per run.
         if run.is_none() {
-            let mut query = QueryBuilder::<Sqlite>::new("SELECT COALESCE(sum(unobserved), 0) AS unobserved FROM node WHERE 1");
+            let mut query = QueryBuilder::<Sqlite>::new(
+                "SELECT COALESCE(sum(unobserved), 0) AS unobserved FROM node WHERE 1",
+            );
             if let Some(node) = node {
                 query.push(" AND id = ").push_bind(node.as_bytes().to_vec());
             }
@@ -302,12 +314,14 @@ impl SqliteIndex {
     pub async fn node_list(&self, page: &v1::Page) -> Result<v1::NodesResponse, ReadError> {
         let rows = page_rows(page);
         let cursor = Cursor::parse(&page.cursor)?;
-        let found = sqlx::query("SELECT * FROM node WHERE (enrolled_ms, id) > (?, ?) ORDER BY enrolled_ms, id LIMIT ?")
-            .bind(cursor.as_ref().map_or(i64::MIN, |cursor| cursor.time))
-            .bind(cursor.map(|cursor| cursor.id).unwrap_or_default())
-            .bind(int(rows))
-            .fetch_all(&self.readers)
-            .await?;
+        let found = sqlx::query(
+            "SELECT * FROM node WHERE (enrolled_ms, id) > (?, ?) ORDER BY enrolled_ms, id LIMIT ?",
+        )
+        .bind(cursor.as_ref().map_or(i64::MIN, |cursor| cursor.time))
+        .bind(cursor.map(|cursor| cursor.id).unwrap_or_default())
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
         let mut nodes = Vec::with_capacity(found.len());
         for row in &found {
             nodes.push(v1::NodeSummary {
@@ -423,12 +437,14 @@ impl SqliteIndex {
         from: u64,
         rows: u64,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        let found = sqlx::query("SELECT idx, signed FROM node_entry WHERE node_id = ? AND idx >= ? ORDER BY idx LIMIT ?")
-            .bind(&node.as_bytes()[..])
-            .bind(int(from))
-            .bind(int(rows))
-            .fetch_all(&self.readers)
-            .await?;
+        let found = sqlx::query(
+            "SELECT idx, signed FROM node_entry WHERE node_id = ? AND idx >= ? ORDER BY idx LIMIT ?",
+        )
+        .bind(&node.as_bytes()[..])
+        .bind(int(from))
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
         found.iter().map(|row| Ok((uint(row, "idx")?, row.try_get("signed")?))).collect()
     }
 

@@ -50,7 +50,11 @@ impl SqliteIndex {
                 .execute(&mut *tx)
                 .await?
                 .rows_affected();
-            sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?").bind(id).bind(upto).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?")
+                .bind(id)
+                .bind(upto)
+                .execute(&mut *tx)
+                .await?;
             sqlx::query("DELETE FROM exchange WHERE session_id = ? AND asked_boot_ns <= ?")
                 .bind(id)
                 .bind(last_ns)
@@ -98,20 +102,32 @@ impl SqliteIndex {
     }
 
     pub async fn bundle_known(&self, key: &str) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM bundle WHERE key = ?").bind(key).fetch_optional(&self.readers).await?;
+        let row =
+            sqlx::query("SELECT 1 FROM bundle WHERE key = ?").bind(key).fetch_optional(&self.readers).await?;
         Ok(row.is_some())
     }
 
     /// Private keys of days long past, with the wraps that only they open; used-up tokens; old accesses.
-    pub async fn keys_expire(&self, before_day: u32, now_ms: i64, accesses_before_ms: i64) -> Result<(), StoreError> {
+    pub async fn keys_expire(
+        &self,
+        before_day: u32,
+        now_ms: i64,
+        accesses_before_ms: i64,
+    ) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         sqlx::query("DELETE FROM wrap WHERE key_id IN (SELECT id FROM hpke_key WHERE day < ?)")
             .bind(i64::from(before_day))
             .execute(&mut *tx)
             .await?;
-        sqlx::query("DELETE FROM hpke_key WHERE day < ?").bind(i64::from(before_day)).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM hpke_key WHERE day < ?")
+            .bind(i64::from(before_day))
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM join_token WHERE expires_ms < ?").bind(now_ms).execute(&mut *tx).await?;
-        sqlx::query("DELETE FROM access_log WHERE unix_ms < ?").bind(accesses_before_ms).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM access_log WHERE unix_ms < ?")
+            .bind(accesses_before_ms)
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -127,9 +143,13 @@ impl SqliteIndex {
 /// What a run itself says about content goes when the last of its sessions has gone.
 async fn runs_forget(tx: &mut sqlx::Transaction<'static, sqlx::Sqlite>) -> Result<(), StoreError> {
     const GONE: &str = "SELECT run_id FROM session GROUP BY run_id HAVING min(expired_seq >= next_seq) = 1";
-    sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM run_label WHERE run_id IN ({GONE})"))).execute(&mut **tx).await?;
-    sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE run SET argv = '[]' WHERE argv <> '[]' AND id IN ({GONE})")))
+    sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM run_label WHERE run_id IN ({GONE})")))
         .execute(&mut **tx)
         .await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "UPDATE run SET argv = '[]' WHERE argv <> '[]' AND id IN ({GONE})"
+    )))
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }

@@ -1,0 +1,114 @@
+//! `weir`: asks the collector what agents did, plays it, and verifies it.
+//!
+//! * [`home`]: where credentials and pinned keys are kept
+//! * [`client`]: the connection, and what everyone names: a run, a session, a node
+//! * [`output`]: tables, times, sizes; nothing of a recording reaches the terminal unescaped
+//! * the commands: [`lists`], [`timeline`], [`play`], [`check`], [`administration`]
+
+mod administration;
+mod check;
+mod client;
+mod home;
+mod lists;
+mod output;
+mod play;
+mod timeline;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Ask Weir what agents did.
+///
+/// RUN and SESSION are ids as `weir runs` and `weir sessions` show them, or a part: the beginning, or at least four
+/// digits of the end. `last` is the latest run.
+///
+/// The credential comes from `weir login`, or from WEIR_CREDENTIAL.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// One JSON document on stdout instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Keep a credential for the next calls
+    Login {
+        /// `weiradmin1-...` or `weircred1-...`; `-` reads it from stdin, so that it is in no shell history
+        credential: String,
+    },
+    /// Who the collector takes you for
+    Whoami,
+    /// Runs, the latest first
+    Runs(lists::Runs),
+    /// Sessions of a run, in order of opening; without RUN of all
+    Sessions(lists::Sessions),
+    /// The timeline of a run or a session: exchanges, refusals, gaps
+    Show(timeline::Show),
+    /// The recorded rows and bytes themselves
+    Play(play::Play),
+    /// Check signatures, chains, receipts and completeness on this machine, without trusting the collector
+    ///
+    /// Exit code 0: all holds. 1: something is wrong, and is named. 2: it could not be checked.
+    Verify(check::Verify),
+    /// What share of the traffic was inspected, opaque, refused or unobserved
+    Coverage(lists::CoverageOf),
+    /// Node agents
+    Nodes,
+    /// Make a join token for node agents
+    JoinToken(administration::JoinToken),
+    /// Make a credential for a person or a tool
+    Credential(administration::Credential),
+    /// Revoke a credential by its name
+    RevokeCredential { name: String },
+    /// Revoke a node: its stream ends now, and it may not come again
+    RevokeNode { node: String },
+    /// The access log: who asked what
+    Accesses(lists::Accesses),
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // One provider for all of TLS; nobody has installed another one before main.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let verifying = matches!(arguments.command, Command::Verify(_));
+    match run(arguments).await {
+        Ok(code) => code,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir: {}", output::error_text(&error));
+            ExitCode::from(if verifying { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let json = arguments.json;
+    match arguments.command {
+        Command::Login { credential } => administration::login(&credential).await?,
+        Command::Whoami => administration::whoami(json).await?,
+        Command::Runs(command) => command.run(json).await?,
+        Command::Sessions(command) => command.run(json).await?,
+        Command::Show(command) => command.run(json).await?,
+        Command::Play(command) => command.run(json).await?,
+        Command::Verify(command) => return command.run(json).await,
+        Command::Coverage(command) => command.run(json).await?,
+        Command::Nodes => lists::nodes(json).await?,
+        Command::JoinToken(command) => command.run(json).await?,
+        Command::Credential(command) => command.run(json).await?,
+        Command::RevokeCredential { name } => administration::revoke_credential(&name).await?,
+        Command::RevokeNode { node } => administration::revoke_node(&node).await?,
+        Command::Accesses(command) => command.run(json).await?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
