@@ -175,11 +175,11 @@ impl Postgres {
             // The process id is public, the key that follows it is not.
             b'K' => Masking::Withheld(HEADER_BYTES + 4, "postgres-cancel-key"),
             b'R' => match Fields::of(frame).i32() {
-                Some(5) => Masking::Withheld(HEADER_BYTES + 4, "postgres-password"),
+                // The names of mechanisms.
+                Some(10) => Masking::Values,
                 Some(11 | 12) => Masking::Withheld(HEADER_BYTES + 4, "postgres-sasl"),
-                // Ok, cleartext, Kerberos, SCM, GSS, SSPI, SASL mechanisms: they name a method.
-                Some(0 | 2 | 3 | 6 | 7 | 9 | 10) => Masking::Values,
-                _ => Masking::Withheld(HEADER_BYTES + 4, "postgres-gss"),
+                Some(7..=9) => Masking::Withheld(HEADER_BYTES + 4, "postgres-gss"),
+                _ => Masking::Withheld(HEADER_BYTES + 4, "postgres-password"),
             },
             _ => Masking::Values,
         }

@@ -97,7 +97,7 @@ impl Request {
 impl Postgres {
     /// Takes one message, if there is one and it may be taken. Says whether it got further.
     pub(super) fn read_client(&mut self, now: Instant, out: &mut Effects) -> bool {
-        if self.leaving.is_some() {
+        if self.leaving.is_some() || self.closing.is_some() {
             return false;
         }
         match self.phase {

@@ -1,5 +1,5 @@
-//! The properties that every conversation has, as one suite. A protocol brings a [`Subject`] and passes [`check`]
-//! unchanged:
+//! The properties that every conversation has, as one suite. A protocol brings a [`Subject`], writes
+//! `suite::properties!(SUBJECT);` among its tests, and passes unchanged:
 //!
 //! * how bytes are cut into reads never changes what is forwarded or recorded
 //! * a judge that allows all is transparent byte for byte, also when its verdicts come late and out of order
@@ -82,17 +82,32 @@ const CASES: u32 = 24;
 /// A session longer than this is tried in fewer cases and in larger reads, bytes.
 const LONG_BYTES: usize = 64 * 1024;
 
-/// Fails with what went wrong when the subject lacks one of the properties.
-pub fn check(subject: Subject) {
-    chunking_never_changes_the_outcome(subject);
-    allowing_is_transparent(subject);
-    slow_verdicts_change_nothing(subject);
-    denied_bytes_never_leave(subject);
-    every_exchange_finishes_once(subject);
-    no_bytes_panic(subject);
-    work_is_linear(subject);
-    secrets_stay_out(subject);
+/// One test per property, for a subject.
+#[macro_export]
+macro_rules! suite_properties {
+    ($subject:expr) => {
+        $crate::suite_properties!(
+            $subject;
+            chunking_never_changes_the_outcome
+            allowing_is_transparent
+            slow_verdicts_change_nothing
+            denied_bytes_never_leave
+            every_exchange_finishes_once
+            no_bytes_panic
+            work_is_linear
+            secrets_stay_out
+        );
+    };
+    ($subject:expr; $($property:ident)*) => {
+        $(
+            #[test]
+            fn $property() {
+                $crate::suite::$property($subject);
+            }
+        )*
+    };
 }
+pub use suite_properties as properties;
 
 fn forall<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value)) {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
@@ -129,8 +144,18 @@ pub fn chunking_never_changes_the_outcome(subject: Subject) {
 pub fn allowing_is_transparent(subject: Subject) {
     for steps in (subject.captures)() {
         let outcome = subject.replay(&steps, Chunks::whole());
-        assert_eq!(escape(&outcome.upstream), escape(&sent(&steps, Side::Client)), "{}: to the server", subject.name);
-        assert_eq!(escape(&outcome.client), escape(&sent(&steps, Side::Upstream)), "{}: to the client", subject.name);
+        assert_eq!(
+            escape(&outcome.upstream),
+            escape(&sent(&steps, Side::Client)),
+            "{}: to the server",
+            subject.name
+        );
+        assert_eq!(
+            escape(&outcome.client),
+            escape(&sent(&steps, Side::Upstream)),
+            "{}: to the client",
+            subject.name
+        );
     }
     for client in (subject.plays)() {
         let outcome = subject.play(&client, Judge::allowing(), Chunks::whole());

@@ -61,7 +61,15 @@ impl Outcome {
                 let f = &finished;
                 format!(
                     "finished {:?} {:?} {:?} {:?} {} {:?} {} {} {}",
-                    f.operation, f.outcome, f.status, f.error, f.rows, f.columns, f.request_bytes, f.response_bytes, f.rule
+                    f.operation,
+                    f.outcome,
+                    f.status,
+                    f.error,
+                    f.rows,
+                    f.columns,
+                    f.request_bytes,
+                    f.response_bytes,
+                    f.rule
                 )
             }
             Note::Facts(facts) => format!("{facts:?}"),

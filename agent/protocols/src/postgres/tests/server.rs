@@ -37,7 +37,8 @@ impl Server for Small {
     fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.reader.push(Bytes::copy_from_slice(bytes));
         loop {
-            let measure = if self.stage == Stage::Opening { frame::measure_startup } else { frame::measure_client };
+            let measure =
+                if self.stage == Stage::Opening { frame::measure_startup } else { frame::measure_client };
             match self.reader.next(measure) {
                 Ok(Some(piece)) if self.stage == Stage::Opening => self.opening(&piece.bytes),
                 Ok(Some(piece)) => self.message(&piece.bytes),

@@ -12,10 +12,7 @@ use crate::suite::{self, Step, Subject};
 const PASSWORD: &[u8] = b"pl4nted-passw0rd";
 const LITERAL: &[u8] = b"pl4nted-literal";
 
-#[test]
-fn postgres_has_every_property() {
-    suite::check(SUBJECT);
-}
+suite::properties!(SUBJECT);
 
 const SUBJECT: Subject = Subject {
     name: "postgres",
@@ -92,7 +89,13 @@ fn captures() -> Vec<Vec<Step>> {
             c(join(&[copy_data(b"1\tone\n"), copy_data(b"2\ttwo\n"), copy_done()])),
             s(&[complete("COPY 2"), ready(b'I')]),
             c(query("COPY t TO STDOUT")),
-            s(&[copy_response(b'H'), copy_data(b"1\tone\n"), copy_data(b"2\ttwo\n"), bare(b'c'), complete("COPY 2")]),
+            s(&[
+                copy_response(b'H'),
+                copy_data(b"1\tone\n"),
+                copy_data(b"2\ttwo\n"),
+                bare(b'c'),
+                complete("COPY 2"),
+            ]),
             s(&[ready(b'I')]),
         ]),
         vec![
@@ -131,18 +134,31 @@ fn plays() -> Vec<Vec<Bytes>> {
     vec![
         play(vec![
             vec![query("BEGIN")],
-            vec![query("SELECT 'FORBIDDEN'"), query("SELECT 2"), query("FAIL"), query("SELECT 'FORBIDDEN' again")],
+            vec![
+                query("SELECT 'FORBIDDEN'"),
+                query("SELECT 2"),
+                query("FAIL"),
+                query("SELECT 'FORBIDDEN' again"),
+            ],
             vec![query("COMMIT"), terminate()],
         ]),
         play(vec![
-            [batch("", "SELECT 1"), batch("", "SELECT FORBIDDEN"), batch("", "SELECT 3"), vec![sync()]].concat(),
+            [batch("", "SELECT 1"), batch("", "SELECT FORBIDDEN"), batch("", "SELECT 3"), vec![sync()]]
+                .concat(),
             [batch("", "SELECT 4"), vec![sync()], batch("", "FORBIDDEN 5"), vec![sync()]].concat(),
             [batch("s", "SELECT 6"), vec![sync(), query("FORBIDDEN 7"), bind("", "s", 0, &[], 0)]].concat(),
             vec![execute("", 0), flush(), sync()],
-            [batch("", "FAIL"), batch("", "FORBIDDEN 8"), vec![sync()], batch("", "SELECT 9"), vec![sync()]].concat(),
+            [batch("", "FAIL"), batch("", "FORBIDDEN 8"), vec![sync()], batch("", "SELECT 9"), vec![sync()]]
+                .concat(),
         ]),
         play(vec![
-            vec![query("COPY t FROM STDIN"), copy_data(b"1"), copy_data(b"2"), copy_done(), query("SELECT 1")],
+            vec![
+                query("COPY t FROM STDIN"),
+                copy_data(b"1"),
+                copy_data(b"2"),
+                copy_done(),
+                query("SELECT 1"),
+            ],
             vec![query("COPY FORBIDDEN FROM STDIN"), copy_data(b"FORBIDDEN"), copy_done(), query("SELECT 2")],
             [batch("", "COPY t FROM STDIN"), vec![sync(), copy_data(b"1"), copy_done(), sync()]].concat(),
             [batch("", "COPY t FROM STDIN"), vec![copy_data(b"1"), copy_fail("no"), sync()]].concat(),
@@ -160,7 +176,12 @@ fn plays() -> Vec<Vec<Bytes>> {
 fn bulk(size: usize) -> Vec<Step> {
     let mut steps = opened();
     for n in 0..size {
-        steps.push(c(join(&[parse("", &format!("SELECT {n}"), &[]), bind("", "", 0, &[], 0), execute("", 0), sync()])));
+        steps.push(c(join(&[
+            parse("", &format!("SELECT {n}"), &[]),
+            bind("", "", 0, &[], 0),
+            execute("", 0),
+            sync(),
+        ])));
         let rows: Vec<Bytes> = (0..20).map(|_| row(&[Some(b"some value"), None])).collect();
         steps.push(s(&[bare(b'1'), bare(b'2'), join(&rows), complete("SELECT 20"), ready(b'I')]));
     }

@@ -43,13 +43,22 @@ pub(super) fn query(text: &str) -> Bytes {
 }
 
 pub(super) fn parse(name: &str, text: &str, types: &[u32]) -> Bytes {
-    let types: Vec<u8> =
-        (types.len() as u16).to_be_bytes().into_iter().chain(types.iter().flat_map(|oid| oid.to_be_bytes())).collect();
+    let types: Vec<u8> = (types.len() as u16)
+        .to_be_bytes()
+        .into_iter()
+        .chain(types.iter().flat_map(|oid| oid.to_be_bytes()))
+        .collect();
     bytes(b'P', &[name.as_bytes(), b"\0", text.as_bytes(), b"\0", &types])
 }
 
 /// All values in one format, results in another.
-pub(super) fn bind(portal: &str, statement: &str, format: i16, values: &[Option<&[u8]>], results: i16) -> Bytes {
+pub(super) fn bind(
+    portal: &str,
+    statement: &str,
+    format: i16,
+    values: &[Option<&[u8]>],
+    results: i16,
+) -> Bytes {
     let mut body = [portal.as_bytes(), b"\0", statement.as_bytes(), b"\0"].concat();
     body.extend([0, 1]);
     body.extend(format.to_be_bytes());
@@ -63,7 +72,8 @@ pub(super) fn bind(portal: &str, statement: &str, format: i16, values: &[Option<
 }
 
 fn cell(value: Option<&[u8]>) -> Vec<u8> {
-    value.map_or_else(|| (-1i32).to_be_bytes().to_vec(), |v| [&(v.len() as u32).to_be_bytes()[..], v].concat())
+    value
+        .map_or_else(|| (-1i32).to_be_bytes().to_vec(), |v| [&(v.len() as u32).to_be_bytes()[..], v].concat())
 }
 
 pub(super) fn describe(kind: u8, name: &str) -> Bytes {
@@ -128,7 +138,9 @@ pub(super) fn ready(state: u8) -> Bytes {
 pub(super) fn columns(columns: &[(&str, u32, i16)]) -> Bytes {
     let mut body = (columns.len() as u16).to_be_bytes().to_vec();
     for (name, oid, format) in columns {
-        body.extend([name.as_bytes(), b"\0", &[0; 6], &oid.to_be_bytes(), &[0, 4, 255, 255, 255, 255]].concat());
+        body.extend(
+            [name.as_bytes(), b"\0", &[0; 6], &oid.to_be_bytes(), &[0, 4, 255, 255, 255, 255]].concat(),
+        );
         body.extend(format.to_be_bytes());
     }
     bytes(b'T', &[&body])

@@ -1,0 +1,102 @@
+//! COPY in all directions.
+
+use bytes::Bytes;
+
+use super::playbook::Playbook;
+use super::wire::*;
+use crate::kind::Kind;
+use crate::note::Outcome;
+use crate::operation::Opacity;
+use crate::seam::Side::{Client, Upstream};
+
+#[test]
+fn copy_in_belongs_to_its_query() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]).drain();
+    let data = [copy_data(b"1\tone\n"), copy_data(b"2\ttwo\n")];
+    play.client(&data).reaches_server(&data);
+    play.client(&[copy_done()]).server(&[complete("COPY 2"), ready(b'I')]);
+    assert_eq!((play.outcome(1).outcome, play.outcome(1).rows), (Outcome::Ok, 2));
+    assert_eq!(play.recorded(1, Client), join(&[query("COPY t FROM STDIN"), join(&data), copy_done()]));
+}
+
+#[test]
+fn copy_out_belongs_to_its_query() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t TO STDOUT")]).drain();
+    let reply = [
+        copy_response(b'H'),
+        copy_data(b"1\n"),
+        copy_data(b"2\n"),
+        bare(b'c'),
+        complete("COPY 2"),
+        ready(b'I'),
+    ];
+    play.server(&reply).reaches_client(&reply);
+    assert_eq!(play.outcome(1).rows, 2);
+    assert_eq!(play.recorded(1, Upstream), join(&reply));
+}
+
+/// pgdog counted ReadyForQuery per Sync and lost its place here.
+#[test]
+fn a_sync_during_copy_in_gets_no_reply() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "COPY t FROM STDIN", &[]), bind("", "", 0, &[], 0), execute("", 0), sync()]);
+    play.server(&[bare(b'1'), bare(b'2'), copy_response(b'G')]);
+    play.client(&[copy_data(b"1"), flush(), sync(), copy_done(), sync()]);
+    play.server(&[complete("COPY 1"), ready(b'I')]);
+    play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok), (3, Outcome::Ok)]);
+    assert!(play.gaps.is_empty());
+}
+
+#[test]
+fn copy_data_may_come_before_the_server_asks_for_it() {
+    let mut play = Playbook::judged();
+    let ahead = [query("COPY t FROM STDIN"), copy_data(b"1"), copy_done(), query("SELECT 1")];
+    play.client(&ahead).reaches_server(&[]).allow(2).reaches_server(&[]);
+    play.allow(1).reaches_server(&ahead);
+    play.server(&[copy_response(b'G'), complete("COPY 1"), ready(b'I'), complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok)]);
+}
+
+#[test]
+fn a_copy_that_fails_lets_the_rest_of_its_data_pass() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
+    play.client(&[copy_data(b"x")]).server(&[error("22P02", "invalid input"), ready(b'I')]).drain();
+    let late = [copy_data(b"y"), copy_done()];
+    play.client(&late).reaches_server(&late);
+    play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.endings(), [(1, Outcome::Error), (2, Outcome::Ok)]);
+}
+
+#[test]
+fn data_of_a_denied_copy_does_not_leave() {
+    let mut play = Playbook::judged();
+    play.client(&[query("COPY t FROM STDIN"), copy_data(b"1"), copy_done(), query("SELECT 1")]);
+    play.deny(1).reaches_server(&[]).allow(2).reaches_server(&[query("SELECT 1")]);
+}
+
+#[test]
+fn large_copy_data_streams() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]).drain();
+    let large = copy_data(&vec![b'x'; 300_000]);
+    for chunk in large.chunks(50_000) {
+        play.client(&[Bytes::copy_from_slice(chunk)]);
+        assert!(play.wants_read(Client));
+    }
+    play.reaches_server(std::slice::from_ref(&large));
+    assert_eq!(play.recorded(1, Client).len(), large.len() + query("COPY t FROM STDIN").len());
+}
+
+#[test]
+fn replication_turns_into_a_stream() {
+    let mut play = Playbook::new();
+    play.client(&[startup(&[("user", "rep"), ("replication", "true")])]).server(&[welcome()]);
+    play.client(&[query("IDENTIFY_SYSTEM")]).server(&[complete("IDENTIFY_SYSTEM"), ready(b'I')]);
+    play.client(&[query("START_REPLICATION 0/0")]).server(&[copy_response(b'W'), copy_data(b"wal")]);
+    assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok)]);
+    assert_eq!(play.became, Some((Kind::Opaque(Opacity::Streaming), [Bytes::new(), copy_data(b"wal")])));
+}

@@ -1,0 +1,180 @@
+//! Extended query: prepared statements, portals, pipelines.
+
+use super::playbook::Playbook;
+use super::wire::*;
+use crate::note::Outcome;
+use crate::seam::ExchangeId;
+
+#[test]
+fn parse_and_execute_are_two_exchanges_and_the_second_names_the_first() {
+    let mut play = Playbook::judged();
+    let batch = [
+        parse("", "SELECT $1::int4, $2", &[23, 25]),
+        bind("", "", 1, &[Some(&[0, 0, 0, 9]), None], 1),
+        describe(b'P', ""),
+        execute("", 0),
+        sync(),
+    ];
+    play.client(&batch).reaches_server(&[]);
+    assert_eq!(play.asked.len(), 2, "one round of policy for the batch");
+    let sql = &play.asked[1].1;
+    assert_eq!((sql.text.as_ref(), sql.defined_by), (&b"SELECT $1::int4, $2"[..], Some(ExchangeId(1))));
+    play.allow(2).reaches_server(&[]).allow(1).reaches_server(&batch);
+
+    let reply = [
+        bare(b'1'),
+        bare(b'2'),
+        columns(&[("int4", 23, 1), ("?column?", 25, 1)]),
+        row(&[Some(&[0, 0, 0, 9]), None]),
+        complete("SELECT 1"),
+        ready(b'I'),
+    ];
+    play.server(&reply).reaches_client(&reply);
+    assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok)]);
+    let finished = play.outcome(2);
+    assert_eq!(finished.operation.text.to_text(), "SELECT $1::int4, $2");
+    assert_eq!(finished.operation.defined_by, Some(ExchangeId(1)));
+    let shown: Vec<_> =
+        finished.operation.parameters.iter().map(|p| (&*p.type_name, p.shown.to_text(), p.null)).collect();
+    assert_eq!(shown, [("int4", "9".to_owned(), false), ("text", String::new(), true)]);
+    assert_eq!(finished.columns[0].1, "int4 binary");
+    assert_eq!(finished.rows, 1);
+}
+
+#[test]
+fn a_described_statement_lends_types_and_columns_to_its_portals() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "SELECT $1", &[]), describe(b'S', "s"), sync()]);
+    play.server(&[bare(b'1'), parameter_types(&[20]), columns(&[("n", 20, 0)]), ready(b'I')]);
+    play.client(&[bind("p", "s", 1, &[Some(&7i64.to_be_bytes())], 1), execute("p", 0), sync()]);
+    play.server(&[bare(b'2'), row(&[Some(&7i64.to_be_bytes())]), complete("SELECT 1"), ready(b'I')]);
+    let finished = play.outcome(2);
+    assert_eq!(finished.operation.parameters[0].shown.to_text(), "7");
+    assert_eq!(finished.operation.name.to_text(), "p");
+    assert_eq!(finished.columns[0].1, "int8 binary", "the portal says binary");
+}
+
+#[test]
+fn a_suspended_portal_is_executed_again() {
+    let mut play = Playbook::ready();
+    play.client(&[
+        parse("", "SELECT", &[]),
+        bind("p", "", 0, &[], 0),
+        execute("p", 1),
+        execute("p", 1),
+        sync(),
+    ]);
+    play.server(&[
+        bare(b'1'),
+        bare(b'2'),
+        row(&[Some(b"1")]),
+        bare(b's'),
+        row(&[Some(b"2")]),
+        complete("SELECT 1"),
+    ]);
+    play.server(&[ready(b'T')]);
+    assert_eq!(play.outcome(2).status.to_text(), "SUSPENDED");
+    assert_eq!((play.outcome(2).rows, play.outcome(3).rows), (1, 1));
+    assert_eq!(play.outcome(3).operation.text.to_text(), "SELECT");
+}
+
+#[test]
+fn an_error_ends_the_batch_and_only_it() {
+    let mut play = Playbook::ready();
+    let one = |text| [parse("", text, &[]), bind("", "", 0, &[], 0), execute("", 0)];
+    play.client(&one("FAIL")).client(&one("SKIPPED")).client(&[sync()]).client(&one("RUN")).client(&[sync()]);
+    play.server(&[bare(b'1'), bare(b'2'), error("22012", "division by zero"), ready(b'I')]);
+    play.server(&[bare(b'1'), bare(b'2'), complete("SELECT 0"), ready(b'I')]);
+    let endings: Vec<_> = play.endings();
+    assert_eq!(
+        endings,
+        [
+            (1, Outcome::Ok),
+            (2, Outcome::Error),
+            (3, Outcome::Aborted),
+            (4, Outcome::Aborted),
+            (5, Outcome::Ok),
+            (6, Outcome::Ok)
+        ]
+    );
+    assert!(play.gaps.is_empty());
+}
+
+#[test]
+fn what_comes_after_an_error_and_before_sync_gets_no_reply() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "BAD", &[]), flush()]).server(&[error("42601", "syntax error")]);
+    play.client(&[bind("", "", 0, &[], 0), execute("", 0), query("SELECT 1")]);
+    play.client(&[sync()]).server(&[ready(b'I')]);
+    play.client(&[query("SELECT 2")]).server(&[complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(
+        play.endings(),
+        [(1, Outcome::Error), (2, Outcome::Aborted), (3, Outcome::Aborted), (4, Outcome::Ok)]
+    );
+    assert!(play.gaps.is_empty());
+}
+
+#[test]
+fn an_error_of_bind_is_its_executes() {
+    let mut play = Playbook::ready();
+    play.client(&[
+        parse("", "SELECT $1::int", &[]),
+        bind("", "", 0, &[Some(b"x")], 0),
+        execute("", 0),
+        sync(),
+    ]);
+    play.server(&[bare(b'1'), error("22P02", "invalid input syntax for type integer: \"x\""), ready(b'I')]);
+    assert_eq!(play.outcome(2).outcome, Outcome::Error);
+    assert_eq!(play.outcome(2).status.to_text(), "22P02");
+}
+
+#[test]
+fn a_closed_statement_is_not_known_any_more() {
+    let mut play = Playbook::ready();
+    play.client(&[
+        parse("s", "SELECT 1", &[]),
+        close(b'S', "s"),
+        bind("", "s", 0, &[], 0),
+        execute("", 0),
+        sync(),
+    ]);
+    assert_eq!(play.asked[1].1.text, "");
+    assert_eq!(play.asked[1].1.defined_by, None);
+}
+
+/// The server decides what a name means when two batches are in flight; a guess could be another text than the one policy
+/// was asked about.
+#[test]
+fn a_name_that_is_unsure_waits_for_the_server() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "FIRST", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[parse("", "SECOND", &[]), sync(), bind("", "", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.len(), 2, "the Execute is not asked about yet");
+    assert!(!play.wants_read(crate::seam::Side::Client));
+    play.server(&[error("42601", "syntax error"), ready(b'I')]);
+    assert_eq!(play.asked[2].1.text, "FIRST", "the second was never defined");
+    assert!(play.wants_read(crate::seam::Side::Client));
+    play.server(&[bare(b'2'), complete("SELECT 0"), ready(b'I')]);
+    assert_eq!(play.outcome(3).outcome, Outcome::Ok);
+}
+
+#[test]
+fn what_sql_deallocates_is_forgotten() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "SELECT 1", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[query("DEALLOCATE s")]).server(&[complete("DEALLOCATE"), ready(b'I')]);
+    play.client(&[query("PREPARE s AS DELETE FROM t")]).server(&[complete("PREPARE"), ready(b'I')]);
+    play.client(&[bind("", "s", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.last().map(|(_, sql)| sql.text.len()), Some(0), "not the text it once had");
+}
+
+#[test]
+fn the_end_of_a_transaction_takes_its_portals() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "SELECT 1", &[]), bind("c", "", 0, &[], 0), sync()]);
+    play.server(&[bare(b'1'), bare(b'2'), ready(b'I')]);
+    play.client(&[query("DECLARE c CURSOR WITH HOLD FOR DELETE")])
+        .server(&[complete("DECLARE CURSOR"), ready(b'I')]);
+    play.client(&[execute("c", 0), sync()]);
+    assert_eq!(play.asked.last().map(|(_, sql)| sql.text.len()), Some(0));
+}

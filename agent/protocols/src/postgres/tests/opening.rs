@@ -1,0 +1,176 @@
+//! Startup, encryption, authentication, cancel.
+
+use bytes::Bytes;
+
+use super::playbook::Playbook;
+use super::wire::*;
+use crate::detect::Recognition;
+use crate::kind::Kind;
+use crate::note::Outcome;
+use crate::operation::Opacity;
+use crate::postgres::recognize;
+use crate::seam::{Cause, Side};
+
+fn bytes(text: &'static [u8]) -> Bytes {
+    Bytes::from_static(text)
+}
+
+fn has(play: &Playbook, name: &str, value: &str) -> bool {
+    play.facts.iter().any(|(n, v)| n == name && v == value)
+}
+
+#[test]
+fn a_startup_tells_who_and_where() {
+    let mut play = Playbook::new();
+    let first = startup(&[("user", "ada"), ("database", "shop"), ("application_name", "psql")]);
+    play.client(std::slice::from_ref(&first)).reaches_server(&[first]);
+    play.server(&[welcome()]).reaches_client(&[welcome()]);
+    for (name, value) in [
+        ("user", "ada"),
+        ("database", "shop"),
+        ("application_name", "psql"),
+        ("server_version", "15.8"),
+        ("version", "3.0"),
+    ] {
+        assert!(has(&play, name, value), "{name}: {:?}", play.facts);
+    }
+    assert!(has(&play, "coverage", "Inspected"));
+}
+
+#[test]
+fn an_older_server_negotiates() {
+    let mut play = Playbook::new();
+    play.client(&[startup_version(0x0003_0002, &[("user", "ada")])]);
+    assert!(has(&play, "version", "3.2"));
+    let negotiate = Bytes::from_static(b"v\0\0\0\x0c\0\0\0\0\0\0\0\0");
+    play.server(&[negotiate, welcome()]);
+    assert!(has(&play, "version", "3.0"));
+}
+
+#[test]
+fn nothing_that_authenticates_is_recorded() {
+    let mut play = Playbook::new();
+    play.client(&[startup(&[("user", "ada")])]);
+    for (request, answer) in
+        [(3, "cle4r"), (5, "md5s3cret"), (10, "SCRAM-SHA-256..pr00f"), (11, "pr00f"), (8, "t1cket")]
+    {
+        play.server(&[authentication(request, if request == 10 { b"SCRAM-SHA-256\0\0" } else { b"s4lt" })]);
+        play.client(&[password(answer.as_bytes())]);
+    }
+    play.server(&[authentication(12, b"v=s1gnature"), welcome()]);
+    let recorded: Vec<u8> = play.data.iter().flat_map(|(_, _, bytes)| bytes.to_vec()).collect();
+    let recorded = String::from_utf8_lossy(&recorded).into_owned();
+    for secret in ["cle4r", "s3cret", "pr00f", "t1cket", "s4lt", "s1gnature", "k3y!"] {
+        assert!(!recorded.contains(secret), "{secret}");
+    }
+    assert!(recorded.contains("SCRAM-SHA-256"), "the mechanisms are no secret");
+}
+
+#[test]
+fn what_comes_before_the_server_is_ready_waits() {
+    let mut play = Playbook::new();
+    play.client(&[startup(&[("user", "ada")]), query("SELECT 1")])
+        .reaches_server(&[startup(&[("user", "ada")])]);
+    play.server(&[welcome()]).reaches_server(&[query("SELECT 1")]);
+}
+
+#[test]
+fn a_refused_login_is_told() {
+    let mut play = Playbook::new();
+    play.client(&[startup(&[("user", "eve")])]);
+    play.server(&[error("28P01", "password authentication failed")]).end(Side::Upstream);
+    assert!(has(&play, "startup_error", "password authentication failed"));
+    assert!(has(&play, "startup_sqlstate", "28P01"));
+}
+
+#[test]
+fn no_encryption_goes_on_in_plain_text() {
+    let mut play = Playbook::new();
+    play.client(&[gssenc_request()]).reaches_server(&[gssenc_request()]);
+    assert!(!play.wants_read(Side::Client), "what follows depends on the answer");
+    play.server(&[bytes(b"N")]).reaches_client(&[bytes(b"N")]);
+    play.client(&[ssl_request()]).reaches_server(&[ssl_request()]).server(&[bytes(b"N")]).drain();
+    play.client(&[startup(&[("user", "ada")])]).reaches_server(&[startup(&[("user", "ada")])]);
+    assert!(has(&play, "coverage", "Inspected"));
+}
+
+#[test]
+fn encryption_is_the_end_of_inspection_and_says_so() {
+    for (request, answer, opacity, coverage) in [
+        (ssl_request(), b"S", Opacity::Tls, "MetadataOnly(\"tls\")"),
+        (gssenc_request(), b"G", Opacity::Gss, "MetadataOnly(\"gss\")"),
+    ] {
+        let mut play = Playbook::new();
+        play.client(&[request.clone(), bytes(b"too early")]).reaches_server(&[request]);
+        play.server(&[bytes(answer), bytes(b"more")]).reaches_client(&[bytes(answer)]);
+        assert!(has(&play, "coverage", coverage));
+        assert_eq!(play.became, Some((Kind::Opaque(opacity), [bytes(b"too early"), bytes(b"more")])));
+    }
+}
+
+#[test]
+fn a_server_too_old_for_encryption_says_so_in_its_own_way() {
+    let mut play = Playbook::new();
+    play.client(&[ssl_request()])
+        .server(&[error("0A000", "unsupported frontend protocol")])
+        .end(Side::Upstream);
+    assert!(has(&play, "startup_sqlstate", "0A000"));
+    assert_eq!(play.ends, [Side::Client]);
+}
+
+#[test]
+fn a_cancel_is_forwarded_as_it_is_and_its_key_is_not_recorded() {
+    for key in [&b"k3y!"[..], b"a-longer-k3y-of-protocol-3.2"] {
+        let mut play = Playbook::new();
+        play.client(&[cancel_request(key)]).reaches_server(&[cancel_request(key)]);
+        play.end(Side::Upstream);
+        let finished = play.outcome(1);
+        assert_eq!((finished.outcome, finished.operation.verb), (Outcome::Ok, "cancel"));
+        assert_eq!(finished.operation.name.to_text(), "pid 77");
+        assert!(!String::from_utf8_lossy(&play.recorded(1, Side::Client)).contains("k3y"));
+    }
+}
+
+#[test]
+fn other_protocols_are_not_read() {
+    let mut play = Playbook::new();
+    let old = [bytes(b"\0\0\0\x09\0\x02\0\0x"), bytes(b"rest")];
+    play.client(&old).reaches_server(&[]);
+    assert_eq!(play.became, Some((Kind::Opaque(Opacity::Unparsed), [join(&old), Bytes::new()])));
+
+    let mut play = Playbook::new();
+    play.server(&[bytes(b"220 mail")]);
+    assert_eq!(play.became, Some((Kind::Opaque(Opacity::Unparsed), [Bytes::new(), bytes(b"220 mail")])));
+}
+
+#[test]
+fn bytes_that_may_be_half_a_secret_are_never_opaque() {
+    let mut play = Playbook::new();
+    play.client(&[startup(&[("user", "ada")])]).server(&[authentication(3, b"")]);
+    play.client(&[bytes(b"p\0\0\0\x01s3cret")]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Client, "unparsed-authentication")));
+    assert!(play.became.is_none());
+}
+
+#[test]
+fn first_bytes_are_recognized() {
+    let postgres = Recognition::Match(Kind::Postgres);
+    let first = [startup(&[("user", "a")]), ssl_request(), gssenc_request(), cancel_request(b"k3y!")];
+    for first in first {
+        assert_eq!(recognize(&first), postgres);
+        assert_eq!(recognize(&first[..8]), postgres);
+        for end in 0..8 {
+            assert_eq!(recognize(&first[..end]), Recognition::NeedMore);
+        }
+    }
+    for stranger in [
+        &b"GET / HT"[..],
+        b"\x16\x03\x01\x02\0\x01\0\x01",
+        b"\0\0\x40\0\0\x03\0\0",
+        b"\0\0\0\x08\0\x03\0\0",
+        b"\0\0\0\x09\0\x02\0\0",
+    ] {
+        assert_eq!(recognize(stranger), Recognition::No, "{stranger:?}");
+    }
+    assert_eq!(recognize(b"*1"), Recognition::No);
+}
