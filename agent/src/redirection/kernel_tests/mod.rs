@@ -428,14 +428,14 @@ fn a_full_table_of_connections_loses_none_to_another_destination() {
             std::thread::spawn(move || client.go())
         })
         .collect();
-    let full = || redirection.counters().unwrap().of(Counter::RefusedFull);
-    for _ in 0..500 {
-        if redirection.counters().unwrap().of(Counter::Redirected) == 12 {
+    let count = |counter| redirection.counters().unwrap().of(counter);
+    for _ in 0..2_000 {
+        if count(Counter::Redirected) == 12 && count(Counter::RefusedFull) > 0 {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert!(full() > 0, "the table of four was not enough for twelve");
+    assert!(count(Counter::RefusedFull) > 0, "the table of four was not enough for twelve");
     // From here on there is room: whoever's SYN is sent again comes through.
     socket2::SockRef::from(&v4).listen(4096).unwrap();
     let agent = ground::Agent::over(redirection, v4, ground::listen("[::1]:0"));
