@@ -46,7 +46,7 @@ impl PartialEq for Outcome {
 }
 
 impl Outcome {
-    pub(super) fn note(&mut self, exchange: ExchangeId, note: Note) {
+    pub(crate) fn note(&mut self, exchange: ExchangeId, note: Note) {
         let text = match note {
             Note::Data(side, masked) => {
                 self.data.entry((exchange, side.index())).or_default().extend_from_slice(masked.bytes());

@@ -6,6 +6,7 @@ mod extended;
 mod limits;
 mod opening;
 mod playbook;
+mod real;
 mod server;
 mod simple;
 mod subject;
