@@ -284,4 +284,6 @@ fn fault(what: &'static str) -> Fault {
 }
 
 #[cfg(test)]
+mod subject;
+#[cfg(test)]
 mod tests;

@@ -307,6 +307,12 @@ impl Postgres {
     }
 }
 
+/// The entry for fuzzers.
+#[cfg(any(test, feature = "suite"))]
+pub fn fuzz(data: &[u8]) {
+    crate::suite::fuzz(|start| Box::new(Postgres::new(start)), data);
+}
+
 impl Conversation for Postgres {
     fn handle(&mut self, input: Input, now: Instant, out: &mut Effects) -> Result<(), Fault> {
         match input {

@@ -127,7 +127,8 @@ impl Sheet<'_> {
         if error.code.is_empty() && error.message.is_empty() && !error::texts(frame).is_empty() {
             return text(&frame[HEADER_BYTES..]);
         }
-        format!("{}: {}", text(error.code.bytes()), text(error.message.bytes()))
+        let message = text(error.message.bytes());
+        if error.code.is_empty() { message } else { format!("{}: {message}", text(error.code.bytes())) }
     }
 
     fn describe(&mut self, frame: &[u8]) {

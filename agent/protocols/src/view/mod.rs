@@ -2,11 +2,13 @@
 //!
 //! What is rendered is one exchange: the pieces of both directions in the order they were recorded.
 
-mod bytes;
+mod escape;
+#[cfg(test)]
+mod tests;
 
-use ::bytes::Bytes;
+use bytes::Bytes;
 
-pub use self::bytes::escaped;
+pub use self::escape::escaped;
 use crate::seam::Side;
 
 /// Of the rendering; recorded with each session so that a reader knows what a writer had in mind.

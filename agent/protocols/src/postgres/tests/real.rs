@@ -26,11 +26,13 @@ const PASSWORD: &str = "pl4nted-real-passw0rd";
 fn real_clients_do_not_notice() {
     let server = Server::start();
     let relay = Relay::start(server.port);
-    let psql = |script: &str| server.client("psql", relay.port, &["-X", "-v", "ON_ERROR_STOP=0", "-c", script]);
+    let psql =
+        |script: &str| server.client("psql", relay.port, &["-X", "-v", "ON_ERROR_STOP=0", "-c", script]);
 
     let said = psql("CREATE TABLE t (n int, s text)");
     assert!(said.status.success(), "{said:?}");
-    let copy_in = server.with_input("psql", relay.port, &["-X", "-c", "COPY t FROM STDIN"], "1\tone\n2\ttwo\n");
+    let copy_in =
+        server.with_input("psql", relay.port, &["-X", "-c", "COPY t FROM STDIN"], "1\tone\n2\ttwo\n");
     assert!(copy_in.status.success(), "{copy_in:?}");
     let copied = psql("COPY t TO STDOUT");
     assert_eq!(String::from_utf8_lossy(&copied.stdout), "1\tone\n2\ttwo\n");
@@ -57,7 +59,8 @@ fn real_clients_do_not_notice() {
     assert!(String::from_utf8_lossy(&dump.stdout).contains("CREATE TABLE public.t"), "{dump:?}");
 
     let slow = Clock::now();
-    let mut interrupted = server.command("psql", relay.port, &["-X", "-c", "SELECT pg_sleep(60)"]).spawn().unwrap();
+    let mut interrupted =
+        server.command("psql", relay.port, &["-X", "-c", "SELECT pg_sleep(60)"]).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(1));
     Command::new("kill").args(["-INT", &interrupted.id().to_string()]).status().unwrap();
     interrupted.wait().unwrap();
@@ -65,19 +68,25 @@ fn real_clients_do_not_notice() {
 
     let backup = server.folder.join("backup").to_string_lossy().into_owned();
     let args = ["-D", &backup, "-X", "stream", "-c", "fast"];
-    let backed_up = server.command("pg_basebackup", relay.port, &args).env_remove("PGDATABASE").output().unwrap();
+    let backed_up =
+        server.command("pg_basebackup", relay.port, &args).env_remove("PGDATABASE").output().unwrap();
     assert!(backed_up.status.success(), "{backed_up:?}");
 
     let sessions = relay.sessions();
-    let streams = sessions.iter().filter(|session| session.became == Some(Kind::Opaque(Opacity::Streaming))).count();
+    let streams =
+        sessions.iter().filter(|session| session.became == Some(Kind::Opaque(Opacity::Streaming))).count();
     assert_eq!(streams, 1, "the log of a base backup is a stream");
     let mut verbs = std::collections::BTreeMap::<&str, usize>::new();
     for session in &sessions {
-        let gaps: Vec<_> = session.outcome.notes.values().flatten().filter(|note| note.starts_with("gap")).collect();
+        let gaps: Vec<_> =
+            session.outcome.notes.values().flatten().filter(|note| note.starts_with("gap")).collect();
         assert!(gaps.is_empty(), "{gaps:?}");
         for secret in [PASSWORD, "pl4nted-real-literal"] {
             let mut recorded = session.outcome.recorded();
-            assert!(!recorded.any(|text| memchr::memmem::find(text, secret.as_bytes()).is_some()), "{secret}");
+            assert!(
+                !recorded.any(|text| memchr::memmem::find(text, secret.as_bytes()).is_some()),
+                "{secret}"
+            );
         }
         for note in session.outcome.notes.values().flatten().filter(|note| note.starts_with("asked")) {
             for verb in ["query", "prepare", "execute", "cancel"] {
@@ -98,7 +107,9 @@ fn save(sessions: &[Session], folder: &Path) {
     let has = |session: &&Session, text: &str| {
         session.outcome.notes.values().flatten().any(|note| note.contains(text))
     };
-    for (name, text) in [("copy-in", "COPY t FROM"), ("copy-out", "COPY t TO"), ("error", "1/0"), ("pipeline", "SELECT 3")] {
+    for (name, text) in
+        [("copy-in", "COPY t FROM"), ("copy-out", "COPY t TO"), ("error", "1/0"), ("pipeline", "SELECT 3")]
+    {
         let session = sessions.iter().find(|session| has(session, text)).expect(text);
         let mut file = Vec::new();
         for step in session.steps.iter().take(60) {
@@ -142,16 +153,40 @@ impl Server {
             command
         };
         let made = command("initdb")
-            .args(["-D", &path("data"), "-U", "ada", "-A", "scram-sha-256", "--pwfile", &path("password"), "--no-sync"])
+            .args([
+                "-D",
+                &path("data"),
+                "-U",
+                "ada",
+                "-A",
+                "scram-sha-256",
+                "--pwfile",
+                &path("password"),
+                "--no-sync",
+            ])
             .current_dir(&folder)
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let process = command("postgres")
-            .args(["-D", &path("data"), "-p", &port.to_string(), "-k", &path(""), "-c", "fsync=off", "-c", "wal_level=replica"])
+            .args([
+                "-D",
+                &path("data"),
+                "-p",
+                &port.to_string(),
+                "-k",
+                &path(""),
+                "-c",
+                "fsync=off",
+                "-c",
+                "wal_level=replica",
+            ])
             .current_dir(&folder)
-            .stderr(std::fs::File::create(std::env::temp_dir().join(format!("weir-postgres-{port}.log"))).unwrap())
+            .stderr(
+                std::fs::File::create(std::env::temp_dir().join(format!("weir-postgres-{port}.log")))
+                    .unwrap(),
+            )
             .spawn()
             .unwrap();
         let mut server = Self { folder, port, process };
@@ -195,7 +230,8 @@ impl Drop for Server {
 
 fn bin(program: &str) -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<_> = versions.map(|version| version.path().join("bin").join(program)).filter(|p| p.exists()).collect();
+    let mut found: Vec<_> =
+        versions.map(|version| version.path().join("bin").join(program)).filter(|p| p.exists()).collect();
     found.sort();
     found.pop().unwrap_or_else(|| panic!("no {program} in /usr/lib/postgresql: apt install postgresql"))
 }
@@ -217,7 +253,11 @@ struct Relay {
 impl Relay {
     fn start(upstream: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let relay = Self { port: listener.local_addr().unwrap().port(), sessions: Arc::default(), open: Arc::default() };
+        let relay = Self {
+            port: listener.local_addr().unwrap().port(),
+            sessions: Arc::default(),
+            open: Arc::default(),
+        };
         let (sessions, open) = (relay.sessions.clone(), relay.open.clone());
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -295,7 +335,9 @@ fn relay_one(client: TcpStream, server: TcpStream) -> Session {
                 match effect {
                     Effect::Upstream(cleared) => drop(streams[1].write_all(&cleared.into_bytes())),
                     Effect::Client(bytes) => drop(streams[0].write_all(&bytes)),
-                    Effect::Ask(id, _) => queue.push_back(Input::Verdict(id, Verdict::Allow(key.permit(id, "open".into())))),
+                    Effect::Ask(id, _) => {
+                        queue.push_back(Input::Verdict(id, Verdict::Allow(key.permit(id, "open".into()))))
+                    }
                     Effect::Withdraw(_) => {}
                     Effect::Note(id, Note::Data(..)) if session.became.is_some() => drop(id),
                     Effect::Note(id, note) => session.outcome.note(id, note),
@@ -309,7 +351,11 @@ fn relay_one(client: TcpStream, server: TcpStream) -> Session {
                         let first_exchange = ExchangeId(1_000_000);
                         conversation = kind.start(Start { first_exchange, plan: MaskPlan::standard() });
                         let sides = [Side::Client, Side::Upstream].into_iter().zip(pending);
-                        queue.extend(sides.filter(|(_, b)| !b.is_empty()).map(|(side, bytes)| Input::Data(side, bytes)));
+                        queue.extend(
+                            sides
+                                .filter(|(_, b)| !b.is_empty())
+                                .map(|(side, bytes)| Input::Data(side, bytes)),
+                        );
                     }
                 }
             }

@@ -6,7 +6,7 @@ use super::server::Small;
 use super::wire::*;
 use crate::operation::Operation;
 use crate::postgres::Postgres;
-use crate::seam::Side::{Client, Upstream};
+use crate::seam::Side::{self, Client, Upstream};
 use crate::suite::{self, Step, Subject};
 
 const PASSWORD: &[u8] = b"pl4nted-passw0rd";
@@ -53,6 +53,32 @@ fn opened() -> Vec<Step> {
 }
 
 fn captures() -> Vec<Vec<Step>> {
+    let mut all = written();
+    // Of psql and pgbench; `real` makes them anew when WEIR_CAPTURES_UPDATE names a folder.
+    for capture in [
+        &include_bytes!("../../../captures/postgres/copy-in")[..],
+        include_bytes!("../../../captures/postgres/copy-out"),
+        include_bytes!("../../../captures/postgres/error"),
+        include_bytes!("../../../captures/postgres/pipeline"),
+    ] {
+        all.push(captured(capture));
+    }
+    all
+}
+
+/// Side, length, bytes.
+fn captured(mut file: &[u8]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    while let [side, a, b, c, d, rest @ ..] = file {
+        let (bytes, after) = rest.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        let side = if *side == 0 { Client } else { Upstream };
+        steps.push(Step::Data(side, Bytes::copy_from_slice(bytes)));
+        file = after;
+    }
+    steps
+}
+
+fn written() -> Vec<Vec<Step>> {
     let after = |steps: Vec<Step>| {
         let mut all = opened();
         all.extend(steps);
@@ -186,4 +212,33 @@ fn bulk(size: usize) -> Vec<Step> {
         steps.push(s(&[bare(b'1'), bare(b'2'), join(&rows), complete("SELECT 20"), ready(b'I')]));
     }
     steps
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    /// Sound frames with random bodies reach deeper than random bytes: the server that answers them is random, too.
+    #[test]
+    fn no_bodies_panic(
+        manner in proptest::num::u8::ANY,
+        frames in proptest::collection::vec(
+            (proptest::bool::ANY, 0usize..24, proptest::collection::vec(proptest::num::u8::ANY, 0..40)), 0..60),
+    ) {
+        let client = *b"QPBEDCSHFdcfXpQPBEPBESSS";
+        let server = *b"123CDEGHIKNARSTVWZcdnstv";
+        let mut data = vec![manner];
+        let mut say = |from: Side, bytes: &[u8]| {
+            for chunk in bytes.chunks(100) {
+                data.push((chunk.len() as u8) << 1 | from.index() as u8);
+                data.extend_from_slice(chunk);
+            }
+        };
+        say(Client, &startup(&[("user", "ada")]));
+        say(Upstream, &welcome());
+        for (side, tag, body) in frames {
+            let (from, tag) = if side { (Client, client[tag]) } else { (Upstream, server[tag]) };
+            say(from, &crate::postgres::frame::message(tag, &body));
+        }
+        crate::postgres::fuzz(&data);
+    }
 }
