@@ -156,7 +156,7 @@ impl Journal {
         let len = self.map.length_word((position % ring) as usize).load(Ordering::Acquire);
         if len == SKIP {
             let next = position + (ring - position % ring);
-            return if next % ring == 0 && next > position { self.record_at(next) } else { None };
+            return self.record_at(next);
         }
         self.record_at(position)
     }

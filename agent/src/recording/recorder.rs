@@ -227,28 +227,8 @@ impl SessionRecord {
         self.session
     }
 
-    /// Records one event, without waiting: once this returns, a kill of the agent does not lose it. `Full`: nothing was
-    /// recorded, wait for [`SessionRecord::room`]. An event that is too long leaves a gap instead; split long data.
-    pub(crate) fn try_write(&mut self, kind: Kind) -> Result<(), (Full, Kind)> {
-        let mut event = Event { at_ns: clock::now().0, kind: Some(kind) };
-        if event.encoded_len() > EVENT_BYTES_MAX {
-            event.kind = event.kind.take().map(|kind| self.too_long(&kind));
-        }
-        match self.shared.append(self.journal, self.session, &event, 0) {
-            Ok(()) => {
-                self.events += 1;
-                Ok(())
-            }
-            Err(full) => Err((full, event.kind.unwrap_or(Kind::Gap(v1::Gap::default())))),
-        }
-    }
-
-    /// Waits until an event of the greatest length fits.
-    pub(crate) async fn room(&self) {
-        self.shared.room(self.journal, EVENT_BYTES_MAX).await;
-    }
-
-    /// Records one event, waiting for room; long data becomes several events.
+    /// Records one event: once this returns, a kill of the agent does not lose it. Waits only while the journal is full.
+    /// Long data becomes several events; anything else that is too long leaves a gap.
     pub(crate) async fn write(&mut self, kind: Kind) -> Result<(), RecordError> {
         match kind {
             Kind::Data(data) if data.bytes.len() > DATA_BYTES_MAX => {
@@ -262,21 +242,32 @@ impl SessionRecord {
     }
 
     async fn write_one(&mut self, kind: Kind) -> Result<(), RecordError> {
-        let Err((Full, mut kind)) = self.try_write(kind) else { return Ok(()) };
+        let mut event = Event { at_ns: clock::now().0, kind: Some(kind) };
+        if event.encoded_len() > EVENT_BYTES_MAX {
+            event.kind = event.kind.take().map(|kind| self.too_long(&kind));
+        }
+        if self.try_write(&event).is_ok() {
+            return Ok(());
+        }
         tokio::time::timeout(WRITE_TIMEOUT, async {
             loop {
                 if self.shared.stopped.load(Ordering::Acquire) {
                     return Err(RecordError::Stopped);
                 }
-                self.room().await;
-                match self.try_write(kind) {
-                    Ok(()) => return Ok(()),
-                    Err((Full, back)) => kind = back,
+                self.shared.room(self.journal, EVENT_BYTES_MAX).await;
+                if self.try_write(&event).is_ok() {
+                    return Ok(());
                 }
             }
         })
         .await
         .map_err(|_| RecordError::Full(WRITE_TIMEOUT))?
+    }
+
+    fn try_write(&mut self, event: &Event) -> Result<(), Full> {
+        self.shared.append(self.journal, self.session, event, 0)?;
+        self.events += 1;
+        Ok(())
     }
 
     /// Ends the record. Never fails for want of room: a part of the journal is kept for this.

@@ -101,7 +101,6 @@ pub(super) struct Stop {
 }
 
 impl Scribe {
-    #[expect(clippy::too_many_arguments, reason = "called once, from start")]
     pub(super) fn new(
         shared: Arc<Shared>,
         spool: Arc<Spool>,

@@ -288,9 +288,9 @@ impl Spool {
         drop(state);
         // Where the disk cannot be asked, writing will tell.
         if let Ok(disk) = nix::sys::statvfs::statvfs(&self.segments) {
-            let unit = disk.fragment_size() as u64;
-            let free = (disk.blocks_available() as u64).saturating_mul(unit);
-            let floor = self.limits.free_floor_bytes.min((disk.blocks() as u64).saturating_mul(unit) / 20);
+            let unit = disk.fragment_size();
+            let free = disk.blocks_available().saturating_mul(unit);
+            let floor = self.limits.free_floor_bytes.min(disk.blocks().saturating_mul(unit) / 20);
             if free < floor.saturating_add(bytes) {
                 return full("its disk is at the free-space floor; make room on it");
             }
