@@ -246,7 +246,9 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 
 fn log_to_stderr(default: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // What the loader prints of every relocation helps nobody who asks what the node agent does.
+    let wanted = std::env::var("WEIR_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = EnvFilter::new(format!("{wanted},aya=warn,aya_obj=warn"));
     let json = std::env::var("WEIR_LOG_FORMAT").is_ok_and(|format| format == "json");
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second subscriber is a second call in one process, which main never makes.

@@ -185,6 +185,7 @@ impl<'a> Pump<'a> {
                 Wake::Ready => {}
                 Wake::Lost(side) => self.lost(side)?,
                 Wake::Verdict(exchange, verdict) => self.verdicts.push_back((exchange, verdict)),
+                Wake::Deadline if self.half_closed_for_too_long() => return self.abort_for(Ending::Idle).await,
                 Wake::Deadline => self.tick()?,
                 Wake::Drained => return self.abort_for(Ending::Drained).await,
             }
@@ -356,12 +357,12 @@ impl<'a> Pump<'a> {
         Ok(progress)
     }
 
+    fn half_closed_for_too_long(&self) -> bool {
+        self.half_closed_until.is_some_and(|until| until <= clock::now())
+    }
+
     fn tick(&mut self) -> Result<(), PumpError> {
-        let now = clock::now();
-        if self.half_closed_until.is_some_and(|until| until <= now) {
-            self.ending = Some(Ending::Idle);
-        }
-        if self.conversation.next_deadline().is_some_and(|deadline| deadline <= now) {
+        if self.conversation.next_deadline().is_some_and(|deadline| deadline <= clock::now()) {
             self.give(Input::Tick)?;
         }
         Ok(())
@@ -399,7 +400,7 @@ impl<'a> Pump<'a> {
         [read, write, watch].into_iter().flatten().reduce(|a, b| a | b)
     }
 
-    /// The node ends this session: the conversation hears that both sides are gone, so that every exchange is finished.
+    /// We end this session: the conversation hears that both sides are gone, so that every exchange is finished.
     async fn abort_for(&mut self, ending: Ending) -> Result<Ending, PumpError> {
         self.ending = Some(ending);
         for side in [Side::Client, Side::Upstream] {

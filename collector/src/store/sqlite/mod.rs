@@ -55,8 +55,9 @@ impl SqliteIndex {
             .pragma("secure_delete", "ON");
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
         migrator().run(&writer).await?;
-        let readers =
-            SqlitePoolOptions::new().max_connections(READERS).connect_with(options.read_only(true)).await?;
+        // Of their own: what sets up the writer's connection (journal mode, vacuum) writes, and they must not.
+        let reading = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_with(reading).await?;
         Ok(Self { writer, readers })
     }
 
