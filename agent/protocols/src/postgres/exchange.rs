@@ -145,7 +145,8 @@ impl Exchange {
     /// Of the result itself, else as its portal or its statement was described.
     fn shown_columns(&self) -> Vec<(Masked, Cow<'static, str>)> {
         let portal = self.portal.as_ref();
-        let columns = self.columns.as_ref().or_else(|| portal.and_then(|portal| portal.columns.get()));
+        let columns =
+            self.columns.as_ref().or_else(|| portal.and_then(|portal| Some(&portal.columns.get()?.columns)));
         if let Some(columns) = columns {
             return columns
                 .iter()
@@ -153,8 +154,8 @@ impl Exchange {
                 .collect();
         }
         let statement = portal.and_then(|p| p.statement.as_ref()).or(self.statement.as_ref());
-        let columns =
-            statement.and_then(|statement| statement.columns.get()).into_iter().flat_map(|c| c.iter());
+        let told = statement.and_then(|statement| statement.columns.get());
+        let columns = told.into_iter().flat_map(|told| told.columns.iter());
         columns
             .enumerate()
             .map(|(n, c)| {

@@ -40,7 +40,7 @@ use bytes::Bytes;
 use self::error::ServerError;
 use self::exchange::Exchange;
 use self::outbox::Outbox;
-use self::prepared::{Portal, Statement, Table, TextsKept};
+use self::prepared::{Budget, Portal, Statement, Table};
 use self::release::{Expected, Streaming};
 use self::reply::LargeReply;
 use self::request::Request;
@@ -82,7 +82,7 @@ pub struct Postgres {
     stalled: Option<Piece>,
     statements: Table<Statement>,
     portals: Table<Portal>,
-    texts_kept: TextsKept,
+    budget: Budget,
 
     replies: VecDeque<Expected>,
     outbox: Outbox,
@@ -155,7 +155,7 @@ impl Postgres {
             stalled: None,
             statements: Table::default(),
             portals: Table::default(),
-            texts_kept: TextsKept::default(),
+            budget: Budget::default(),
             replies: VecDeque::new(),
             outbox: Outbox::default(),
             streaming: None,

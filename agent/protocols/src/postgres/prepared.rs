@@ -18,9 +18,9 @@ use crate::seam::ExchangeId;
 
 /// Names in one table. More are not remembered: their Execute is asked as `oversized`, without text.
 pub(crate) const NAMES_MAX: usize = 16 * 1024;
-/// What the texts of one session's statements may take, bytes. Beyond it a text is not kept, and its Execute is asked
-/// as `oversized`.
-pub(crate) const TEXTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What texts, values and columns kept by name may take in one session, bytes. Beyond it a text is not kept, and its
+/// Execute is asked as `oversized`; values and columns are not shown.
+pub(crate) const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Longest name kept, bytes; PostgreSQL's own names end at 63.
 const NAME_BYTES_MAX: usize = 1024;
 
@@ -38,7 +38,15 @@ pub(crate) struct Statement {
     pub declared: Vec<u32>,
     /// As Describe told them.
     pub types: OnceLock<Vec<u32>>,
-    pub columns: OnceLock<Arc<[Column]>>,
+    pub columns: OnceLock<KeptColumns>,
+}
+
+/// Columns as Describe told them.
+#[derive(Debug)]
+pub(crate) struct KeptColumns {
+    pub columns: Arc<[Column]>,
+    #[expect(dead_code, reason = "held for its Drop")]
+    kept: Kept,
 }
 
 impl Statement {
@@ -48,23 +56,39 @@ impl Statement {
     }
 }
 
-/// The budget of [`TEXTS_BYTES_MAX`].
+/// The budget of [`KEPT_BYTES_MAX`].
 #[derive(Debug, Default)]
-pub(crate) struct TextsKept(Arc<AtomicUsize>);
+pub(crate) struct Budget(Arc<AtomicUsize>);
 
-/// A text's share of the budget, given back when the last user of the statement is gone.
+/// A share of the budget, given back when the last user is gone.
 #[derive(Debug)]
 pub(crate) struct Kept(Arc<AtomicUsize>, usize);
 
-impl TextsKept {
+/// What a value or a column takes beside its text, about, bytes.
+const ENTRY_BYTES: usize = 128;
+
+impl Budget {
     /// `None` when there is no room.
-    pub(crate) fn add(&self, bytes: usize) -> Option<Kept> {
+    pub(crate) fn take(&self, bytes: usize) -> Option<Kept> {
         let kept = self.0.load(Ordering::Relaxed);
-        if kept.saturating_add(bytes) > TEXTS_BYTES_MAX {
+        if kept.saturating_add(bytes) > KEPT_BYTES_MAX {
             return None;
         }
         self.0.store(kept + bytes, Ordering::Relaxed);
         Some(Kept(self.0.clone(), bytes))
+    }
+
+    pub(crate) fn columns(&self, columns: Arc<[Column]>) -> Option<KeptColumns> {
+        let kept = self.take(columns.iter().map(|column| column.name.bytes().len() + ENTRY_BYTES).sum())?;
+        Some(KeptColumns { columns, kept })
+    }
+
+    /// The values, if there is room for them.
+    pub(crate) fn values(&self, values: Vec<ValueRecord>) -> (Vec<ValueRecord>, Option<Kept>) {
+        match self.take(values.iter().map(|value| value.shown.bytes().len() + ENTRY_BYTES).sum()) {
+            Some(kept) => (values, Some(kept)),
+            None => (Vec::new(), None),
+        }
     }
 }
 
@@ -81,7 +105,10 @@ pub(crate) struct Portal {
     pub forgotten: bool,
     pub parameters: Vec<ValueRecord>,
     pub result_formats: Vec<i16>,
-    pub columns: OnceLock<Arc<[Column]>>,
+    pub columns: OnceLock<KeptColumns>,
+    /// For the parameters.
+    #[expect(dead_code, reason = "held for its Drop")]
+    pub kept: Option<Kept>,
 }
 
 impl Portal {
@@ -245,6 +272,15 @@ mod tests {
         let third = table.change(b"", 4, Some(Arc::new(3)));
         table.confirm(b"", third);
         assert_eq!(known(table.find(b"", 5)), Some(3));
+    }
+
+    #[test]
+    fn the_budget_comes_back() {
+        let budget = Budget::default();
+        let most = budget.take(KEPT_BYTES_MAX);
+        assert!(most.is_some() && budget.take(1).is_none());
+        drop(most);
+        assert!(budget.take(1).is_some());
     }
 
     #[test]

@@ -358,8 +358,13 @@ impl Postgres {
         out: &mut Effects,
     ) {
         self.outbox.note(&self.upstream, &self.plan, out);
-        if let Some(grant) = exchange.finish(outcome, now, out) {
-            self.last_grant = Some(grant);
+        let grant = exchange.finish(outcome, now, out);
+        // Parts of a large request may still be coming under the last one.
+        let route = self.streaming.as_ref().map(|streaming| streaming.route);
+        let in_use =
+            self.last_grant.as_ref().is_some_and(|last| route == Some(Route::Exchange(last.exchange())));
+        if grant.is_some() && !in_use {
+            self.last_grant = grant;
         }
     }
 

@@ -222,13 +222,14 @@ impl Postgres {
         let Some(front) = self.replies.front_mut() else { return };
         match (tag, &mut *front) {
             (b'T', Expected::Describe(described)) => {
-                let columns = exchange::columns(frame, &self.plan);
-                // Told before: it is the same.
-                let _ = match described {
-                    Described::Statement(statement) => statement.columns.set(columns),
-                    Described::Portal(portal) => portal.columns.set(columns),
-                    Described::Unknown => Ok(()),
-                };
+                if let Some(columns) = self.budget.columns(exchange::columns(frame, &self.plan)) {
+                    // Told before: it is the same.
+                    let _ = match described {
+                        Described::Statement(statement) => statement.columns.set(columns),
+                        Described::Portal(portal) => portal.columns.set(columns),
+                        Described::Unknown => Ok(()),
+                    };
+                }
                 self.pop();
             }
             (b't', Expected::Describe(Described::Statement(statement))) => {
@@ -440,7 +441,7 @@ impl Postgres {
     /// The server speaks an older minor version than was asked for.
     fn negotiated(&mut self, frame: &Bytes, out: &mut Effects) {
         let Some(minor) = Fields::of(frame).u32() else { return };
-        // Up to PostgreSQL 17 the whole version is sent, later the minor alone.
+        // The minor version; some servers send the whole one.
         let protocol_version = format!("3.{}", minor & 0xffff).into();
         out.note(
             ExchangeId::SESSION,

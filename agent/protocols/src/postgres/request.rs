@@ -211,12 +211,12 @@ impl Postgres {
         let sql = Sql { verb: SqlVerb::Prepare, text: text.clone(), defined_by: None, oversized };
         let mut exchange = self.ask(sql, record, now, out);
 
-        let kept = self.texts_kept.add(text.len());
+        // As text, and as shown.
+        let kept = self.budget.take(2 * text.len());
         let room = kept.is_some();
         let statement = Arc::new(Statement {
             defined_by: Some(exchange.id),
-            // Its own copy: the frame is gone when the statement is used.
-            text: if room { Bytes::copy_from_slice(&text) } else { Bytes::new() },
+            text: if room { text } else { Bytes::new() },
             shown: if room { shown } else { Masked::default() },
             shown_truncated: shown_truncated || !room,
             oversized: oversized || !room,
@@ -261,7 +261,7 @@ impl Postgres {
             let format = format_of(&formats, n);
             shown.add(type_oid, format, value.map(|range| &frame[range]), &self.plan);
         }
-        portal.parameters = shown.values;
+        (portal.parameters, portal.kept) = self.budget.values(shown.values);
         portal.result_formats = read_formats(fields);
     }
 

@@ -92,6 +92,30 @@ fn large_copy_data_streams() {
 }
 
 #[test]
+fn large_copy_data_is_masked_and_recorded_to_its_end() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
+    let large = copy_data(&[&vec![b'x'; 100_000][..], b" host=db password=hunter2"].concat());
+    let before = play.recorded(1, Client).len();
+    for chunk in large.chunks(33_336) {
+        play.client(&[Bytes::copy_from_slice(chunk)]);
+    }
+    let recorded = play.recorded(1, Client);
+    assert_eq!(recorded.len() - before, large.len());
+    assert!(recorded.ends_with(b" host=db password=*******"));
+}
+
+#[test]
+fn stray_copy_data_follows_its_head() {
+    let mut play = Playbook::ready();
+    play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
+    play.client(&[parse("", "SELECT 2", &[])]).drain();
+    let stray = copy_data(&vec![b'x'; 100_000]);
+    play.client(&[stray.slice(..70_000)]).server(&[bare(b'1')]);
+    play.client(&[stray.slice(70_000..)]).reaches_server(&[stray]);
+}
+
+#[test]
 fn replication_turns_into_a_stream() {
     let mut play = Playbook::new();
     play.client(&[startup(&[("user", "rep"), ("replication", "true")])]).server(&[welcome()]);
