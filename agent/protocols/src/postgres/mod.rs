@@ -15,6 +15,8 @@
 //! * `opening`: the messages before the startup is done; `refusal`: what to say when the connection itself is denied
 //! * [`recognize`]: whether first bytes are PostgreSQL's
 
+#![expect(clippy::single_range_in_vec_init, reason = "masking takes lists of ranges, also of one")]
+
 mod error;
 mod exchange;
 mod frame;

@@ -107,7 +107,6 @@ pub(crate) struct Portal {
     pub result_formats: Vec<i16>,
     pub columns: OnceLock<KeptColumns>,
     /// For the parameters.
-    #[expect(dead_code, reason = "held for its Drop")]
     pub kept: Option<Kept>,
 }
 

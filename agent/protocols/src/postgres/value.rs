@@ -282,13 +282,17 @@ fn uuid(bytes: &[u8], out: &mut String) {
 fn numeric(fields: &mut Fields<'_>, bytes_max: usize, out: &mut String) -> Option<()> {
     let count = fields.count()?;
     let (weight, sign, scale) = (i32::from(fields.i16()?), fields.i16()?.cast_unsigned(), fields.count()?);
-    match sign {
-        0xc000 => return Some(out.push_str("NaN")),
-        0xd000 => return Some(out.push_str("Infinity")),
-        0xf000 => return Some(out.push_str("-Infinity")),
-        0x4000 => out.push('-'),
-        0 => {}
+    let special = match sign {
+        0xc000 => "NaN",
+        0xd000 => "Infinity",
+        0xf000 => "-Infinity",
+        0x4000 => "-",
+        0 => "",
         _ => return None,
+    };
+    out.push_str(special);
+    if special.len() > 1 {
+        return Some(());
     }
     let mut digits = Vec::with_capacity(count.min(1024));
     for _ in 0..count {

@@ -1,5 +1,7 @@
 //! Simple query, function call, notifications.
 
+use std::slice::from_ref;
+
 use bytes::Bytes;
 
 use super::playbook::Playbook;
@@ -62,7 +64,7 @@ fn a_read_full_of_rows_is_one_slice_and_one_note() {
     let rows = join(&(0..1000).map(|n| row(&[Some(format!("{n:060}").as_bytes())])).collect::<Vec<_>>());
     play.drain();
     play.data.clear();
-    play.server(std::slice::from_ref(&rows));
+    play.server(from_ref(&rows));
     assert_eq!((play.sends, play.data.len()), (1, 1));
     assert_eq!(play.data[0].2, rows);
     play.server(&[complete("SELECT 1000"), ready(b'I')]);
@@ -111,7 +113,7 @@ fn a_function_call_is_an_exchange() {
 fn text_that_no_string_ends_is_asked_about_whole() {
     let mut play = Playbook::judged();
     let hidden = Bytes::from_static(b"Q\0\0\0\x13SELECT 1\0DROP t");
-    play.client(&[hidden.clone()]);
+    play.client(from_ref(&hidden));
     assert_eq!(play.asked[0].1.text, &b"SELECT 1\0DROP t"[..]);
     play.allow(1).reaches_server(&[hidden]);
     play.server(&[error("08P01", "invalid message format"), ready(b'I')]);
@@ -122,7 +124,7 @@ fn text_that_no_string_ends_is_asked_about_whole() {
 fn an_unknown_message_is_forwarded_untouched() {
     let mut play = Playbook::ready();
     let odd = Bytes::from_static(b"y\0\0\0\x07abc");
-    play.client(&[odd.clone()]).reaches_server(&[odd.clone()]);
+    play.client(from_ref(&odd)).reaches_server(from_ref(&odd));
     play.client(&[query("SELECT 1")]).server(&[odd.clone(), complete("SELECT 1"), ready(b'I')]);
     assert_eq!(play.gaps, ["reply-out-of-step"]);
     assert_eq!(play.outcome(1).outcome, Outcome::Ok);
