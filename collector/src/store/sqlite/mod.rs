@@ -53,7 +53,7 @@ impl SqliteIndex {
             .busy_timeout(BUSY_TIMEOUT)
             // What retention deletes must not stay readable in free pages.
             .pragma("secure_delete", "ON");
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         migrator().run(&writer).await?;
         // Of their own: what sets up the writer's connection (journal mode, vacuum) writes, and they must not.
         let reading = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
