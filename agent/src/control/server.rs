@@ -128,10 +128,10 @@ fn begin(
         peer.still_lives()?;
         Ok(run.id.to_string())
     });
-    if begun.is_err()
-        && let Err(error) = fs::remove_dir(cgroup.path())
-    {
-        tracing::debug!(%error, "the cgroup of a run that did not begin");
+    if begun.is_err() {
+        // Busy while the peer is in it; then its run ends like any other, with its last process.
+        let _busy = fs::remove_dir(cgroup.path());
+        tracing::warn!(pid = peer.pid, "a run could not begin");
     }
     begun
 }

@@ -118,6 +118,7 @@ async fn run(
         terminal.give_to(terminal.group);
     }
     leftovers(node, cgroups, run.id, &mut interrupt, &mut terminate).await?;
+    node.runs.end(&run);
     Ok(exit_code(status))
 }
 

@@ -6,6 +6,9 @@
 //! Back-pressure is end to end: a side is read only while the conversation wants its bytes and what waits for the other
 //! side is below [`OUT_BYTES_MAX`]. A side that is not read is still watched for a reset.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::io::{self, IoSlice};

@@ -12,6 +12,5 @@ mod runs;
 
 pub(crate) use process::Process;
 pub(crate) use rules::Select;
-pub(crate) use process::boot_id;
 pub(crate) use run::{NewRun, Run, host_name};
 pub(crate) use runs::{Chosen, Runs, runs_dir};

@@ -9,10 +9,13 @@ use std::sync::{Arc, RwLock};
 use weir_proto::RunId;
 
 use super::{NewRun, Process, Run, Select};
+use crate::recording::clock;
 use crate::redirection::{Cgroup, Flow, Redirection, RedirectionError};
 
 /// Most runs alive at once; one more is refused.
 const RUNS_MAX: usize = 4096;
+/// A run this young is not over because it has no process: its first one is still being moved in.
+const RUN_GRACE_NS: u64 = 10_000_000_000;
 
 /// A run could not be begun.
 #[derive(Debug, thiserror::Error)]
@@ -114,8 +117,9 @@ impl Runs {
     /// Ends the runs whose last process is gone. Called once a second.
     pub(crate) fn sweep(&self) {
         for run in self.list() {
-            if run.cgroup.as_os_str().is_empty() {
-                continue; // it has no cgroup to be empty
+            let young = clock::now().0.saturating_sub(run.started_at_ns) < RUN_GRACE_NS;
+            if young || run.cgroup.as_os_str().is_empty() {
+                continue; // without a cgroup there is nothing to be empty
             }
             let populated = Cgroup::open(&run.cgroup).and_then(|cgroup| cgroup.populated()).unwrap_or(false);
             // Processes that left the cgroup stay in the run through the process tree.
@@ -125,7 +129,8 @@ impl Runs {
         }
     }
 
-    fn end(&self, run: &Run) {
+    /// Ends a run whose last process is known to be gone.
+    pub(crate) fn end(&self, run: &Run) {
         self.alive.write().unwrap_or_else(|poison| poison.into_inner()).remove(&run.id);
         if let Ok(cgroup) = Cgroup::open(&run.cgroup)
             && let Err(error) = self.redirection.forget_cgroup(cgroup.id())
