@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::error::{self, ServerError};
 use super::frame::Fields;
 use super::prepared::{Portal, Statement};
-use super::value;
+use super::{types, value};
 use crate::mask::{MaskPlan, Masked};
 use crate::note::{Finished, Note, OperationRecord, Outcome, PARAMETERS_MAX, TEXT_BYTES_MAX, ValueRecord};
 use crate::operation::SqlVerb;
@@ -150,7 +150,7 @@ impl Exchange {
         if let Some(columns) = columns {
             return columns
                 .iter()
-                .map(|c| (c.name.clone(), value::column_type(c.type_oid, c.format)))
+                .map(|c| (c.name.clone(), types::column_type(c.type_oid, c.format)))
                 .collect();
         }
         let statement = portal.and_then(|p| p.statement.as_ref()).or(self.statement.as_ref());
@@ -160,7 +160,7 @@ impl Exchange {
             .enumerate()
             .map(|(n, c)| {
                 let format = portal.map_or(c.format, |portal| portal.result_format(n));
-                (c.name.clone(), value::column_type(c.type_oid, format))
+                (c.name.clone(), types::column_type(c.type_oid, format))
             })
             .collect()
     }
@@ -219,7 +219,7 @@ impl Shown {
         if self.values.len() >= PARAMETERS_MAX {
             return;
         }
-        let type_name = value::type_name(type_oid);
+        let type_name = types::type_name(type_oid);
         let Some(bytes) = bytes else {
             let shown = Masked::default();
             self.values.push(ValueRecord { type_name, shown, null: true, bytes: 0, truncated: false });

@@ -127,37 +127,6 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The places in a run of whole frames where values stand: the columns of each DataRow, the body of any other message.
-pub(crate) fn values(run: &[u8]) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while let Ok(Extent::Frame { length, .. }) = measure_upstream(&run[at..]) {
-        let end = at.saturating_add(length).min(run.len());
-        if run[at] == b'D' {
-            let mut fields = Fields::at(&run[..end], at + HEADER_BYTES);
-            let columns = fields.count().unwrap_or(0);
-            for _ in 0..columns {
-                match fields.value() {
-                    Some(Some(range)) => ranges.push(range),
-                    Some(None) => {}
-                    None => break,
-                }
-            }
-            // What no column covers is not left out: a malformed row is a value of its own.
-            if fields.offset() < end {
-                ranges.push(fields.offset()..end);
-            }
-        } else {
-            ranges.push((at + HEADER_BYTES).min(end)..end);
-        }
-        at = end;
-        if at >= run.len() {
-            break;
-        }
-    }
-    ranges
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,10 +146,6 @@ mod tests {
 
     #[test]
     fn fields_stop_at_the_end() {
-        let frame = message(b'D', b"\0\x02\0\0\0\x01a\xff\xff\xff\xff");
-        assert_eq!(values(&frame), vec![11..12]);
-        let short = message(b'D', b"\0\x02\0\0\0\x09a");
-        assert_eq!(values(&short), vec![11..12], "a value longer than its row is looked at as it is");
         let mut fields = Fields::of(b"Q\0\0\0\x07abc");
         assert_eq!(fields.cstr(), None, "no NUL inside the frame");
     }

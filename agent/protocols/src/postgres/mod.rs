@@ -6,12 +6,12 @@
 //! turn does, whatever is in flight.
 //!
 //! ```text
-//!  client ─► read ─► requests ─► release ─► upstream       read: understand, note, ask      (request.rs)
-//!                       ▲ verdicts   │                     release: forward, deny or drop   (release.rs)
-//!  client ◄─ relay ◄─ replies ◄──────┘ ◄─── upstream       react: what a reply means        (reply.rs)
+//!  client ─► read ─► requests ─► release ─► upstream    read: understand, note, ask     (request.rs)
+//!                       ▲ verdicts   │                  release: forward, deny or drop  (release.rs, send.rs)
+//!  client ◄─ relay ◄─ replies ◄──────┘ ◄─── upstream    relay, and react: what it means (relay.rs, reply.rs)
 //! ```
 //!
-//! * `frame`, `error`, `value`: the wire; `prepared`: statements and portals by name; `exchange`: one exchange
+//! * `frame`, `places`, `error`, `types`, `value`: the wire; `prepared`: statements and portals by name; `exchange`: one exchange
 //! * `opening`: the messages before the startup is done; `refusal`: what to say when the connection itself is denied
 //! * [`recognize`]: whether first bytes are PostgreSQL's
 
@@ -19,17 +19,22 @@
 
 mod error;
 mod exchange;
+mod expected;
 mod frame;
 mod opening;
 mod outbox;
+mod places;
 mod prepared;
 mod refusal;
+mod relay;
 mod release;
 mod reply;
 mod request;
 pub(crate) mod rows;
+mod send;
 #[cfg(test)]
 mod tests;
+mod types;
 mod value;
 
 pub use opening::recognize;
@@ -41,11 +46,12 @@ use bytes::Bytes;
 
 use self::error::ServerError;
 use self::exchange::Exchange;
+use self::expected::Expected;
 use self::outbox::Outbox;
 use self::prepared::{Budget, Portal, Statement, Table};
-use self::release::{Expected, Streaming};
-use self::reply::LargeReply;
+use self::relay::LargeReply;
 use self::request::Request;
+use self::send::Streaming;
 use crate::kind::{Kind, Start};
 use crate::mask::MaskPlan;
 use crate::note::{Note, Outcome};

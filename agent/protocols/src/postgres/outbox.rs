@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{error, frame};
+use super::{error, places};
 use crate::mask::{MaskPlan, Masked};
 use crate::note::Note;
 use crate::reader::{Piece, Reader};
@@ -106,7 +106,7 @@ impl Outbox {
 
 fn masked(bytes: &Bytes, masking: Masking, plan: &MaskPlan) -> Masked {
     match masking {
-        Masking::Values => plan.fields(bytes, || frame::values(bytes)),
+        Masking::Values => plan.fields(bytes, || places::values(bytes)),
         Masking::Texts => plan.texts(bytes, &error::texts(bytes)),
         Masking::Withheld(from, rule) => plan.withheld(bytes, &[from.min(bytes.len())..bytes.len()], rule),
     }

@@ -7,108 +7,13 @@
 use bytes::Bytes;
 
 use super::exchange::Exchange;
-use super::frame::{self, Fields, HEADER_BYTES};
-use super::prepared::Change;
-use super::request::{self, Described, Request, What};
-use super::{Postgres, error};
-use crate::mask::{Masked, StreamMask, Syntax};
-use crate::note::{Note, Outcome};
-use crate::seam::{Effect, Effects, ExchangeId, Fault, Instant, Side};
-use crate::verdict::{Cleared, Control, Denial, Verdict};
-
-/// A reply that the server, or we, still owe the client. In the order of the requests.
-#[derive(Debug)]
-pub(crate) enum Expected {
-    Query(Box<Exchange>),
-    Call(Box<Exchange>),
-    Parse {
-        exchange: Box<Exchange>,
-        name: Bytes,
-        change: Change,
-    },
-    Execute(Box<Exchange>),
-    Bind {
-        name: Bytes,
-        change: Change,
-    },
-    Describe(Described),
-    CloseStatement {
-        name: Bytes,
-        change: Change,
-    },
-    ClosePortal {
-        name: Bytes,
-        change: Change,
-    },
-    Sync,
-    /// No reply: the place where the client's copy data ended.
-    CopyEnd,
-    /// Ours: an ErrorResponse, and for simple requests ReadyForQuery.
-    Denied {
-        exchange: Box<Exchange>,
-        denial: Denial,
-        ready: bool,
-    },
-}
-
-impl Expected {
-    pub(crate) fn exchange(&self) -> Option<&Exchange> {
-        match self {
-            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
-            Self::Parse { exchange, .. } => Some(exchange),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn exchange_mut(&mut self) -> Option<&mut Exchange> {
-        match self {
-            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
-            Self::Parse { exchange, .. } => Some(exchange),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn into_exchange(self) -> Option<Box<Exchange>> {
-        match self {
-            Self::Query(exchange) | Self::Call(exchange) | Self::Execute(exchange) => Some(exchange),
-            Self::Parse { exchange, .. } | Self::Denied { exchange, .. } => Some(exchange),
-            _ => None,
-        }
-    }
-}
-
-/// Where the parts of a large message go, after its head.
-#[derive(Debug)]
-pub(crate) struct Streaming {
-    route: Route,
-    mask: StreamedMask,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    Control(Control),
-    /// Under the exchange's grant.
-    Exchange(ExchangeId),
-    Dropped,
-}
-
-#[derive(Debug)]
-pub(crate) enum StreamedMask {
-    Scanned(Box<StreamMask>),
-    Withheld(&'static str),
-}
-
-impl StreamedMask {
-    pub(crate) fn push(&mut self, bytes: Bytes, last: bool, plan: &crate::mask::MaskPlan) -> [Masked; 2] {
-        match self {
-            Self::Scanned(scan) => {
-                let masked = scan.push(bytes);
-                [masked, if last { scan.finish() } else { Masked::default() }]
-            }
-            Self::Withheld(rule) => [plan.withheld(&bytes, &[0..bytes.len()], rule), Masked::default()],
-        }
-    }
-}
+use super::expected::Expected;
+use super::request::{Request, What};
+use super::send::{Route, fault};
+use super::{Postgres, error, frame};
+use crate::note::Outcome;
+use crate::seam::{Effect, Effects, Fault, Instant, Side};
+use crate::verdict::{Control, Denial, Verdict};
 
 impl Postgres {
     pub(super) fn release(&mut self, now: Instant, out: &mut Effects) -> Result<(), Fault> {
@@ -312,14 +217,6 @@ impl Postgres {
         }
     }
 
-    /// The rest of a large message goes where its head went.
-    fn dropped(&mut self, more: bool) {
-        if more {
-            let mask = StreamedMask::Withheld("dropped");
-            self.streaming = Some(Streaming { route: Route::Dropped, mask });
-        }
-    }
-
     /// A reply that will not come.
     pub(super) fn revoke(&mut self, expected: Expected) {
         match expected {
@@ -384,128 +281,4 @@ impl Postgres {
             out.push(Effect::Client(reply));
         }
     }
-
-    /// Copy data belongs to the request that the server is at, or will be at when it reads the data.
-    fn copy_route(&self) -> Route {
-        if self.flags.copy_denied {
-            return Route::Dropped;
-        }
-        let copies = |expected: &&Expected| matches!(expected, Expected::Query(_) | Expected::Execute(_));
-        let current =
-            if self.flags.copying_in { self.replies.front() } else { self.replies.iter().rev().find(copies) };
-        let current = current.and_then(Expected::exchange).map(|exchange| exchange.id);
-        match current.or_else(|| self.last_grant.as_ref().map(crate::verdict::Grant::exchange)) {
-            Some(id) => Route::Exchange(id),
-            None => Route::Control(Control::PostgresUnknown),
-        }
-    }
-
-    fn send(&mut self, route: Route, bytes: Bytes, more: bool, out: &mut Effects) -> Result<(), Fault> {
-        if route == Route::Dropped {
-            self.dropped(more);
-            return Ok(());
-        }
-        let notes = if more {
-            let (note, mask) = self.begin_stream(&bytes);
-            self.streaming = Some(Streaming { route, mask });
-            note
-        } else {
-            [self.mask_request(&bytes), Masked::default()]
-        };
-        self.send_noted(route, bytes, notes, out)
-    }
-
-    fn send_more(&mut self, bytes: Bytes, last: bool, out: &mut Effects) -> Result<(), Fault> {
-        let Some(mut streaming) = self.streaming.take() else {
-            return Err(fault("a part of a message came without its head"));
-        };
-        let route = streaming.route;
-        let notes = if route == Route::Dropped {
-            None
-        } else {
-            Some(streaming.mask.push(bytes.clone(), last, &self.plan))
-        };
-        if !last {
-            self.streaming = Some(streaming);
-        }
-        match notes {
-            Some(notes) => self.send_noted(route, bytes, notes, out),
-            None => Ok(()),
-        }
-    }
-
-    fn send_noted(
-        &mut self,
-        route: Route,
-        bytes: Bytes,
-        notes: [Masked; 2],
-        out: &mut Effects,
-    ) -> Result<(), Fault> {
-        let (owner, cleared) = match route {
-            Route::Dropped => return Ok(()),
-            Route::Control(control) => (ExchangeId::SESSION, control.clear(bytes)),
-            Route::Exchange(id) => self.clear_for(id, bytes)?,
-        };
-        for note in notes {
-            if !note.is_empty() {
-                out.note(owner, Note::Data(Side::Client, note));
-            }
-        }
-        out.push(Effect::Upstream(cleared));
-        Ok(())
-    }
-
-    /// Under the exchange's grant, also when the exchange ended while its request was still coming.
-    fn clear_for(&mut self, id: ExchangeId, bytes: Bytes) -> Result<(ExchangeId, Cleared), Fault> {
-        let mine = |expected: &&mut Expected| expected.exchange().is_some_and(|exchange| exchange.id == id);
-        if let Some(exchange) = self.replies.iter_mut().rev().find(mine).and_then(Expected::exchange_mut) {
-            exchange.request_bytes += bytes.len() as u64;
-            let grant = exchange.grant.as_ref().ok_or(fault("an exchange left without its grant"))?;
-            return Ok((id, grant.clear(bytes)));
-        }
-        match &self.last_grant {
-            Some(grant) if grant.exchange() == id => Ok((ExchangeId::SESSION, grant.clear(bytes))),
-            _ => Err(fault("a request's grant is gone before its last part")),
-        }
-    }
-
-    fn mask_request(&self, bytes: &Bytes) -> Masked {
-        let body = || vec![HEADER_BYTES.min(bytes.len())..bytes.len()];
-        match bytes.first() {
-            Some(b'Q' | b'P') => self.plan.texts(bytes, &request::texts(bytes)),
-            Some(b'B') => self.plan.fields(bytes, || request::bind_values(bytes)),
-            Some(b'd') => self.plan.fields(bytes, || frame::values(bytes)),
-            Some(b'p') => self.plan.withheld(bytes, &body(), self.credential_rule),
-            _ => self.plan.fields(bytes, body),
-        }
-    }
-
-    /// The head of a large message: what is recorded of it, and how its parts will be masked.
-    fn begin_stream(&self, head: &Bytes) -> ([Masked; 2], StreamedMask) {
-        let text_start = match head.first() {
-            Some(b'p') => {
-                let note = self.plan.withheld(head, &[HEADER_BYTES..head.len()], self.credential_rule);
-                return ([note, Masked::default()], StreamedMask::Withheld(self.credential_rule));
-            }
-            Some(b'Q') => HEADER_BYTES,
-            Some(b'P') => {
-                let mut fields = Fields::of(head);
-                if fields.cstr().is_some() { fields.offset() } else { HEADER_BYTES }
-            }
-            _ => {
-                let mut scan = self.plan.stream(Syntax::Bytes);
-                let header = self.plan.bytes(&head.slice(..HEADER_BYTES));
-                let note = scan.push(head.slice(HEADER_BYTES..));
-                return ([header, note], StreamedMask::Scanned(Box::new(scan)));
-            }
-        };
-        let mut scan = self.plan.stream(Syntax::Sql);
-        let before = self.plan.bytes(&head.slice(..text_start));
-        let note = scan.push(head.slice(text_start..));
-        ([before, note], StreamedMask::Scanned(Box::new(scan)))
-    }
-}
-
-pub(super) fn fault(what: &'static str) -> Fault {
-    Fault { protocol: "postgres", what }
 }

@@ -3,13 +3,13 @@
 //! A message with a sound frame never turns the session opaque, whatever is in it: the server would answer it with an
 //! error and go on, and so would a client that wants to hide what it does next. Policy is asked about all of its text.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::exchange::{self, Exchange, Shown};
-use super::frame::{self, Fields, HEADER_BYTES};
+use super::frame::{self, Fields};
+use super::places::{format_of, read_formats, texts};
 use super::prepared::{Change, Found, Portal, Statement};
 use super::{HELD_BYTES_MAX, OUTSTANDING_MAX, Phase, Postgres};
 use crate::mask::Masked;
@@ -368,59 +368,4 @@ impl Postgres {
 
 fn unpinned(bytes: Bytes) -> Bytes {
     if bytes.len() < COPIED_BELOW { Bytes::copy_from_slice(&bytes) } else { bytes }
-}
-
-fn read_formats(fields: &mut Fields<'_>) -> Vec<i16> {
-    let count = fields.count().unwrap_or(0);
-    let read: Vec<i16> = (0..count).map_while(|_| fields.i16()).collect();
-    read.into_iter().take(PARAMETERS_MAX).collect()
-}
-
-/// One code holds for all, none means text.
-fn format_of(formats: &[i16], n: usize) -> i16 {
-    match formats {
-        [] => 0,
-        [all] => *all,
-        each => each.get(n).copied().unwrap_or(0),
-    }
-}
-
-/// Where the texts of a Query (its statement) or of a Parse (its name, its statement) are. What is not as it should be
-/// belongs to the statement.
-pub(super) fn texts(frame: &[u8]) -> Vec<Range<usize>> {
-    let end = frame.len();
-    if frame.first() == Some(&b'P') {
-        let mut fields = Fields::of(frame);
-        if fields.cstr().is_none() {
-            return vec![HEADER_BYTES..HEADER_BYTES, HEADER_BYTES..end];
-        }
-        let start = fields.offset();
-        let text_end = fields.cstr().map_or(end, |text| start + text.len());
-        return vec![HEADER_BYTES..start - 1, start..text_end];
-    }
-    let end = if frame.last() == Some(&0) { end - 1 } else { end };
-    vec![HEADER_BYTES.min(end)..end]
-}
-
-/// Where the values of a Bind are; of one that does not read, all of it.
-pub(super) fn bind_values(frame: &[u8]) -> Vec<Range<usize>> {
-    let all = vec![HEADER_BYTES.min(frame.len())..frame.len()];
-    let mut fields = Fields::of(frame);
-    if fields.cstr().is_none() || fields.cstr().is_none() {
-        return all;
-    }
-    let _ = read_formats(&mut fields);
-    let mut ranges = Vec::new();
-    for _ in 0..fields.count().unwrap_or(0) {
-        let start = fields.offset();
-        match fields.value() {
-            Some(Some(range)) => ranges.push(range),
-            Some(None) => {}
-            None => {
-                ranges.push(start..frame.len());
-                break;
-            }
-        }
-    }
-    ranges
 }

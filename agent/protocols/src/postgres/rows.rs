@@ -5,7 +5,7 @@
 
 use super::error::{self, ServerError};
 use super::frame::{self, Fields, HEADER_BYTES};
-use super::{exchange, request, value};
+use super::{exchange, places, types, value};
 use crate::mask::MaskPlan;
 use crate::reader::{Part, Reader};
 use crate::seam::Side;
@@ -14,7 +14,7 @@ use crate::view::{Line, Page, Piece, SHOWN_BYTES_MAX, escaped};
 pub(crate) fn render(columns: &[(String, String)], pieces: impl Iterator<Item = Piece>, page: &mut Page) {
     let mut sheet = Sheet {
         plan: MaskPlan::standard(),
-        formats: columns.iter().map(|(_, type_name)| value::parse_column_type(type_name)).collect(),
+        formats: columns.iter().map(|(_, type_name)| types::parse_column_type(type_name)).collect(),
         names: columns.iter().map(|(name, _)| name.clone()).collect(),
         titled: false,
         streamed: 0,
@@ -80,8 +80,8 @@ impl Sheet<'_> {
 
     fn request(&mut self, frame: &[u8]) {
         let line = match frame[0] {
-            b'Q' => Line::Request(text(&frame[request::texts(frame)[0].clone()])),
-            b'P' => Line::Request(text(&frame[request::texts(frame)[1].clone()])),
+            b'Q' => Line::Request(text(&frame[places::texts(frame)[0].clone()])),
+            b'P' => Line::Request(text(&frame[places::texts(frame)[1].clone()])),
             b'd' => Line::Bytes { from: Side::Client, text: text(&frame[HEADER_BYTES..]) },
             b'f' => {
                 Line::Request(format!("copy failed: {}", text(Fields::of(frame).cstr().unwrap_or_default())))
