@@ -206,8 +206,9 @@ fn start(args: ExecArgs) -> ExitCode {
                 log_to_stderr("warn");
                 exec::supervise(&exec, config, &local)
             }
-            None => Err(anyhow::Error::from(error)
-                .context("start the node agent (`weir-agent run`), or record into a directory with --local DIR")),
+            None => Err(anyhow::Error::from(error).context(
+                "start the node agent (`weir-agent run`), or record into a directory with --local DIR",
+            )),
         },
         Err(error) => Err(error.into()),
     };

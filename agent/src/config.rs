@@ -213,7 +213,10 @@ impl Config {
 
     pub(crate) fn socket_permissions(&self) -> Result<u32, ConfigError> {
         u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
-            ConfigError::Value { option: "socket_mode", problem: format!("{:?} is not a mode such as \"0660\"", self.socket_mode) }
+            ConfigError::Value {
+                option: "socket_mode",
+                problem: format!("{:?} is not a mode such as \"0660\"", self.socket_mode),
+            }
         })
     }
 
@@ -232,7 +235,10 @@ pub(crate) fn reference() -> String {
     for option in OPTIONS {
         let Opt { name, kind, default, doc, example } = option;
         // Writing to a String cannot fail.
-        let _ = write!(page, "\n## `{name}`\n\n{doc}\n\n- type: {kind}\n- default: `{default}`\n\n```toml\n{example}\n```\n");
+        let _ = write!(
+            page,
+            "\n## `{name}`\n\n{doc}\n\n- type: {kind}\n- default: `{default}`\n\n```toml\n{example}\n```\n"
+        );
     }
     page
 }

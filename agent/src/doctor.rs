@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::control;
 use crate::redirection::find_cgroup2_mount;
 
 struct Finding {
@@ -19,19 +20,31 @@ struct Finding {
 pub(crate) fn report(config: &Config, as_json: bool) -> ExitCode {
     let findings = [root(), kernel(), btf(), cgroup2(), bpffs(&config.pins_dir), enrolled(&config.state_dir)];
     let ok = findings.iter().all(|finding| finding.ok);
+    let gates = running_gates(config);
     if as_json {
         let findings: Vec<Value> = findings
             .iter()
             .map(|finding| json!({ "what": finding.what, "ok": finding.ok, "detail": finding.detail }))
             .collect();
-        println!("{}", json!({ "ok": ok, "findings": findings }));
+        println!("{}", json!({ "ok": ok, "findings": findings, "gates": gates }));
     } else {
         for finding in &findings {
             println!("{:4} {:<10} {}", if finding.ok { "ok" } else { "FAIL" }, finding.what, finding.detail);
         }
-        println!("\nWhich gates hold is said by `weir-agent status` while the node agent runs.");
+        match gates {
+            Some(gates) => show_gates(&gates),
+            None => println!("\nno node agent runs here: which gates hold shows once it does"),
+        }
     }
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The gates of the node agent that runs on this host; only an attached hook can be said to hold.
+fn running_gates(config: &Config) -> Option<Value> {
+    match control::ask(&config.socket, &control::Request::Status) {
+        Ok(control::Answer::Status(status)) => Some(status["gates"].clone()),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 fn root() -> Finding {
@@ -46,13 +59,15 @@ fn kernel() -> Finding {
     let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let ok = version >= (6, 1);
-    let detail = if ok { release } else { format!("{release}: Weir is proven from 6.1 on; boot a newer kernel") };
+    let detail =
+        if ok { release } else { format!("{release}: Weir is proven from 6.1 on; boot a newer kernel") };
     Finding { what: "kernel", ok, detail }
 }
 
 fn btf() -> Finding {
     let ok = Path::new("/sys/kernel/btf/vmlinux").exists();
-    let detail = if ok { "/sys/kernel/btf/vmlinux" } else { "no BTF: boot a kernel built with CONFIG_DEBUG_INFO_BTF" };
+    let detail =
+        if ok { "/sys/kernel/btf/vmlinux" } else { "no BTF: boot a kernel built with CONFIG_DEBUG_INFO_BTF" };
     Finding { what: "btf", ok, detail: detail.to_owned() }
 }
 
@@ -86,14 +101,14 @@ fn enrolled(state: &Path) -> Finding {
     let ok = crate::shipping::is_enrolled(state);
     let detail = match ok {
         true => format!("joined ({})", state.display()),
-        false => "not joined to a collector: `weir-agent join`, or record locally with `exec --local DIR`".to_owned(),
+        false => "not joined to a collector: `weir-agent join`, or record locally with `exec --local DIR`"
+            .to_owned(),
     };
     Finding { what: "collector", ok: true, detail }
 }
 
 /// The status for people.
 pub(crate) fn show_status(status: &Value) {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     println!("version   {}", text(&status["version"]));
     println!("ready     {}", text(&status["ready"]));
     println!("scope     {}", text(&status["scope"]));
@@ -107,10 +122,25 @@ pub(crate) fn show_status(status: &Value) {
     println!("\nruns");
     for run in status["runs"].as_array().into_iter().flatten() {
         let argv: Vec<String> = run["argv"].as_array().into_iter().flatten().map(text).collect();
-        println!("  {}  {}  {} processes  {}", text(&run["run"]), text(&run["initiator"]), run["processes"], argv.join(" "));
+        println!(
+            "  {}  {}  {} processes  {}",
+            text(&run["run"]),
+            text(&run["initiator"]),
+            run["processes"],
+            argv.join(" ")
+        );
     }
+    show_gates(&status["gates"]);
+}
+
+fn show_gates(gates: &Value) {
     println!("\ngates");
-    for gate in status["gates"].as_array().into_iter().flatten() {
+    for gate in gates.as_array().into_iter().flatten() {
         println!("  {:<28} {}", text(&gate["name"]), text(&gate["state"]));
     }
+}
+
+/// A JSON value as a person reads it.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

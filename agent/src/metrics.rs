@@ -31,13 +31,25 @@ impl Metrics {
         let counters: [(&str, &str, &Counter<u64, AtomicU64>); 13] = [
             ("accepted", "Redirected connections accepted", &self.accepted),
             ("accept_errors", "accept() calls that failed", &self.accept_errors),
-            ("without_origin", "Connections to the proxy port that no governed process made: reset", &self.without_origin),
-            ("untouched", "Connections of processes that belong to no run: passed on unrecorded", &self.untouched),
+            (
+                "without_origin",
+                "Connections to the proxy port that no governed process made: reset",
+                &self.without_origin,
+            ),
+            (
+                "untouched",
+                "Connections of processes that belong to no run: passed on unrecorded",
+                &self.untouched,
+            ),
             ("connections_denied", "Connections that policy refused", &self.denied),
             ("dial_errors", "Upstreams that could not be reached", &self.dial_errors),
             ("record_errors", "Connections closed because they could not be recorded", &self.record_errors),
             ("sessions_inspected", "Sessions whose every exchange was understood", &self.sessions_inspected),
-            ("sessions_metadata_only", "Sessions that were not, or not wholly, read", &self.sessions_metadata_only),
+            (
+                "sessions_metadata_only",
+                "Sessions that were not, or not wholly, read",
+                &self.sessions_metadata_only,
+            ),
             ("exchanges", "Exchanges recorded", &self.exchanges),
             ("exchanges_denied", "Exchanges that policy refused", &self.exchanges_denied),
             ("request_bytes", "Bytes forwarded to upstreams", &self.request_bytes),

@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use weir_agent_ebpf::Counter as Counted;
 use weir_proto::RunId;
 use weir_protocols::GrantKey;
 use weir_protocols::mask::MaskPlan;
@@ -19,7 +20,9 @@ use crate::metrics::Metrics;
 use crate::policy::Judge;
 use crate::proxy::accept::Listeners;
 use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
-use crate::redirection::{Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount};
+use crate::redirection::{
+    Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount,
+};
 use crate::selection::{Runs, runs_dir};
 use crate::{admin, control};
 
@@ -81,7 +84,7 @@ impl Node {
         // Recovery comes first: while it runs the pinned hooks refuse, and nothing is forwarded that cannot be recorded.
         let (recorder, recording) = Recording::start(RecordingConfig {
             state_dir: place.state.clone(),
-            mode: place.mode.clone(),
+            mode: place.mode,
             journal_bytes: config.journal_mib << 20,
             spool_quota_bytes: config.spool_mib << 20,
         })
@@ -148,7 +151,10 @@ impl Node {
             }
         }
         if let Err(error) = self.recording.drain().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "not everything was sealed; the journal keeps it");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "not everything was sealed; the journal keeps it"
+            );
         }
     }
 
@@ -186,9 +192,30 @@ impl Node {
         })
     }
 
+    /// Hands the kernel's counters on to the node log's heartbeats.
+    fn count(&self) {
+        match self.redirection.counters() {
+            Ok(counters) => {
+                let refused = [
+                    Counted::RefusedNotReady,
+                    Counted::RefusedFull,
+                    Counted::RefusedDevice,
+                    Counted::StrangerPort,
+                    Counted::NoRecord,
+                ];
+                let refused = refused.into_iter().map(|counter| counters.of(counter)).sum();
+                let unobserved = self.metrics.untouched.get();
+                self.recording.kernel_counted(counters.of(Counted::Redirected), refused, unobserved);
+            }
+            Err(error) => tracing::warn!(%error, "the kernel's counters"),
+        }
+    }
+
     fn kernel_counters(&self) -> Value {
         match self.redirection.counters() {
-            Ok(counters) => counters.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect(),
+            Ok(counters) => {
+                counters.iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect()
+            }
             Err(error) => json!({ "error": error.to_string() }),
         }
     }
@@ -227,7 +254,10 @@ async fn sweep(node: Arc<Node>) {
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
-            _ = interval.tick() => node.runs.sweep(),
+            _ = interval.tick() => {
+                node.runs.sweep();
+                node.count();
+            }
             () = node.draining.cancelled() => return,
         }
     }

@@ -156,6 +156,15 @@ pub struct Effects {
     list: std::collections::VecDeque<Effect>,
 }
 
+/// Gives the next effect to carry out and forgets it.
+impl Iterator for Effects {
+    type Item = Effect;
+
+    fn next(&mut self) -> Option<Effect> {
+        self.list.pop_front()
+    }
+}
+
 impl Effects {
     pub fn push(&mut self, effect: Effect) {
         self.list.push_back(effect);
@@ -163,11 +172,6 @@ impl Effects {
 
     pub fn note(&mut self, exchange: ExchangeId, note: Note) {
         self.push(Effect::Note(exchange, note));
-    }
-
-    /// The next effect to carry out.
-    pub fn next(&mut self) -> Option<Effect> {
-        self.list.pop_front()
     }
 
     pub fn is_empty(&self) -> bool {

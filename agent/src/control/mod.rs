@@ -59,7 +59,8 @@ pub(crate) enum AskError {
 /// Asks the daemon, blocking.
 pub(crate) fn ask(socket: &Path, request: &Request) -> Result<Answer, AskError> {
     let path = socket.display().to_string();
-    let stream = UnixStream::connect(socket).map_err(|source| AskError::Nobody { path: path.clone(), source })?;
+    let stream =
+        UnixStream::connect(socket).map_err(|source| AskError::Nobody { path: path.clone(), source })?;
     match exchange(stream, request) {
         Ok(Answer::Error(message)) => Err(AskError::Refused(message)),
         Ok(answer) => Ok(answer),

@@ -50,7 +50,9 @@ pub(crate) fn supervise(exec: &Exec, config: Config, local: &Path) -> anyhow::Re
         let node = Node::start(place, &config).await?;
         let outcome = run(exec, token, &node, &cgroups, &socket).await;
         node.stop().await;
-        node.redirection.detach().context("the kernel hooks stay attached; `weir-agent detach` removes them")?;
+        node.redirection
+            .detach()
+            .context("the kernel hooks stay attached; `weir-agent detach` removes them")?;
         outcome
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -133,7 +135,9 @@ async fn leftovers(
     let mut told = false;
     while cgroups.run.populated()? || !node.redirection.members(run).is_empty() {
         if !told && cgroups.run.populated()? {
-            eprintln!("weir-agent: the command has ended, its background processes go on; interrupt to end them");
+            eprintln!(
+                "weir-agent: the command has ended, its background processes go on; interrupt to end them"
+            );
             told = true;
         }
         tokio::select! {

@@ -65,7 +65,12 @@ impl Judge {
     }
 
     /// May this operation be sent?
-    pub(crate) fn decide(&self, standing: &Standing, exchange: ExchangeId, operation: &Operation) -> Judgement {
+    pub(crate) fn decide(
+        &self,
+        standing: &Standing,
+        exchange: ExchangeId,
+        operation: &Operation,
+    ) -> Judgement {
         #[cfg(test)]
         if let Some(hold) = &self.hold {
             let (answer, later) = oneshot::channel();
@@ -76,7 +81,12 @@ impl Judge {
         Judgement::Now(self.verdict(standing, exchange, operation))
     }
 
-    pub(crate) fn verdict(&self, standing: &Standing, exchange: ExchangeId, operation: &Operation) -> Verdict {
+    pub(crate) fn verdict(
+        &self,
+        standing: &Standing,
+        exchange: ExchangeId,
+        operation: &Operation,
+    ) -> Verdict {
         let unreadable = match operation {
             Operation::Opaque { reason } => Some(reason.word()),
             Operation::Sql(sql) if sql.oversized => Some("oversized"),

@@ -136,7 +136,8 @@ impl Target {
         let ip = destination.ip().to_canonical();
         let port = destination.port();
         (self.addresses.is_empty() || self.addresses.iter().any(|network| network.0.contains(&ip)))
-            && (self.ports.is_empty() || self.ports.iter().any(|ports| (ports.first..=ports.last).contains(&port)))
+            && (self.ports.is_empty()
+                || self.ports.iter().any(|ports| (ports.first..=ports.last).contains(&port)))
     }
 }
 
@@ -174,7 +175,11 @@ mod tests {
         assert_eq!(name("10.0.0.5:5432").as_deref(), Some("orders"));
         assert_eq!(name("10.0.0.5:6050").as_deref(), Some("lab"));
         assert_eq!(name("[fd00::1]:22").as_deref(), Some("lab"));
-        assert_eq!(name("[::ffff:10.0.0.5]:5432").as_deref(), Some("orders"), "a mapped address is the v4 one");
+        assert_eq!(
+            name("[::ffff:10.0.0.5]:5432").as_deref(),
+            Some("orders"),
+            "a mapped address is the v4 one"
+        );
         assert_eq!(name("10.0.0.6:5432"), None);
         assert_eq!(rules.default, Fallback::Deny);
     }

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 use weir_proto::v1;
 use weir_protocols::{ExchangeId, Permit, Verdict};
 
-use super::pump::Pump;
+use super::pump::{Pump, Terms};
 use super::refuse::refuse;
 use super::tape::{Tape, TapeError};
 use super::upstream::{self, dial};
@@ -102,9 +102,8 @@ async fn forward(
     };
     node.metrics.open.inc();
     let detect = Box::new(weir_protocols::detect::Detect::new());
-    let pump =
-        Pump::new(client, upstream, detect, &mut tape, &node.judge, standing, node.plan.clone(), &node.drained);
-    let ended = pump.run().await;
+    let terms = Terms { judge: &node.judge, standing, plan: &node.plan, drained: &node.drained };
+    let ended = Pump::new(client, upstream, detect, &mut tape, terms).run().await;
     node.metrics.open.dec();
     node.metrics.session(&tape);
     match ended {

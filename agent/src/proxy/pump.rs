@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use weir_protocols::kind::Start;
 use weir_protocols::mask::MaskPlan;
 use weir_protocols::{
-    Cause, Conversation, Denial, Effect, Effects, ExchangeId, Fault, Input, Instant, Kind, Note, Operation, Side, Verdict,
+    Cause, Conversation, Denial, Effect, Effects, ExchangeId, Fault, Input, Instant, Kind, Note, Operation,
+    Side, Verdict,
 };
 
 use super::tape::{Tape, TapeError};
@@ -83,16 +84,23 @@ pub(crate) enum PumpError {
     Record(#[from] TapeError),
 }
 
+/// What holds for one connection as long as it lives.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    pub(crate) judge: &'a Judge,
+    pub(crate) standing: &'a Standing,
+    pub(crate) plan: &'a MaskPlan,
+    /// Cancelled when what still runs is to end now.
+    pub(crate) drained: &'a CancellationToken,
+}
+
 /// One connection being pumped.
 pub(crate) struct Pump<'a> {
     legs: [Leg; 2],
     conversation: Box<dyn Conversation>,
     effects: Effects,
     tape: &'a mut Tape,
-    judge: &'a Judge,
-    standing: &'a Standing,
-    plan: MaskPlan,
-    drained: &'a CancellationToken,
+    terms: Terms<'a>,
     next_exchange: ExchangeId,
     verdicts: VecDeque<(ExchangeId, Verdict)>,
     held: Vec<(ExchangeId, oneshot::Receiver<Verdict>)>,
@@ -135,20 +143,14 @@ impl<'a> Pump<'a> {
         upstream: TcpStream,
         conversation: Box<dyn Conversation>,
         tape: &'a mut Tape,
-        judge: &'a Judge,
-        standing: &'a Standing,
-        plan: MaskPlan,
-        drained: &'a CancellationToken,
+        terms: Terms<'a>,
     ) -> Self {
         Self {
             legs: [Leg::new(client), Leg::new(upstream)],
             conversation,
             effects: Effects::default(),
             tape,
-            judge,
-            standing,
-            plan,
-            drained,
+            terms,
             next_exchange: ExchangeId::FIRST,
             verdicts: VecDeque::new(),
             held: Vec::new(),
@@ -188,7 +190,9 @@ impl<'a> Pump<'a> {
                 Wake::Ready => {}
                 Wake::Lost(side) => self.lost(side)?,
                 Wake::Verdict(exchange, verdict) => self.verdicts.push_back((exchange, verdict)),
-                Wake::Deadline if self.half_closed_for_too_long() => return self.abort_for(Ending::Idle).await,
+                Wake::Deadline if self.half_closed_for_too_long() => {
+                    return self.abort_for(Ending::Idle).await;
+                }
                 Wake::Deadline => self.tick()?,
                 Wake::Drained => return self.abort_for(Ending::Drained).await,
             }
@@ -239,7 +243,7 @@ impl<'a> Pump<'a> {
 
     fn ask(&mut self, exchange: ExchangeId, operation: &Operation) {
         self.next_exchange = self.next_exchange.max(exchange.next());
-        match self.judge.decide(self.standing, exchange, operation) {
+        match self.terms.judge.decide(self.terms.standing, exchange, operation) {
             Judgement::Now(verdict) => self.verdicts.push_back((exchange, verdict)),
             Judgement::Held(later) => self.held.push((exchange, later)),
         }
@@ -249,7 +253,8 @@ impl<'a> Pump<'a> {
     fn become_kind(&mut self, kind: Kind, pending: [Bytes; 2]) -> Result<(), PumpError> {
         self.held.clear();
         self.verdicts.clear();
-        self.conversation = kind.start(Start { first_exchange: self.next_exchange, plan: self.plan.clone() });
+        self.conversation =
+            kind.start(Start { first_exchange: self.next_exchange, plan: self.terms.plan.clone() });
         for (side, bytes) in [Side::Client, Side::Upstream].into_iter().zip(pending) {
             if !bytes.is_empty() {
                 self.give(Input::Data(side, bytes))?;
@@ -337,7 +342,8 @@ impl<'a> Pump<'a> {
                 Ok(Some(bytes)) if bytes.is_empty() => {
                     self.legs[side.index()].read_ended = true;
                     self.first_end.get_or_insert(side);
-                    self.half_closed_until = Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
+                    self.half_closed_until =
+                        Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
                     self.give(Input::End(side))?;
                     progress = true;
                 }
@@ -374,8 +380,9 @@ impl<'a> Pump<'a> {
     /// Step 4: waits for whatever comes first.
     async fn wait(&mut self) -> Wake {
         let interests = [self.interest(Side::Client), self.interest(Side::Upstream)];
-        let deadline = [self.conversation.next_deadline(), self.half_closed_until].into_iter().flatten().min();
-        let (legs, held, drained) = (&self.legs, &mut self.held, self.drained);
+        let deadline =
+            [self.conversation.next_deadline(), self.half_closed_until].into_iter().flatten().min();
+        let (legs, held, drained) = (&self.legs, &mut self.held, self.terms.drained);
         tokio::select! {
             wake = ready(&legs[0], Side::Client, interests[0]) => wake,
             wake = ready(&legs[1], Side::Upstream, interests[1]) => wake,

@@ -95,9 +95,12 @@ impl Tape {
                 }
                 event::Kind::Finished(finished_event(exchange, *finished, self.capture))
             }
-            Note::Gap { reason, bytes } => {
-                event::Kind::Gap(v1::Gap { reason: reason.to_owned(), bytes, exchange: exchange.0, ..Default::default() })
-            }
+            Note::Gap { reason, bytes } => event::Kind::Gap(v1::Gap {
+                reason: reason.to_owned(),
+                bytes,
+                exchange: exchange.0,
+                ..Default::default()
+            }),
         };
         self.write(kind).await
     }
@@ -113,7 +116,8 @@ impl Tape {
         if !allowed && exchange == ExchangeId::SESSION {
             self.denied += 1;
         }
-        self.write(event::Kind::Judged(v1::Judged { exchange: exchange.0, allowed, rule, reason, waited_ns })).await
+        self.write(event::Kind::Judged(v1::Judged { exchange: exchange.0, allowed, rule, reason, waited_ns }))
+            .await
     }
 
     /// Ends the record. The session was refused when `refused` says so, else what its conversation made of it.
@@ -123,7 +127,8 @@ impl Tape {
         }
         if self.left_out_bytes > 0 {
             let bytes = self.left_out_bytes;
-            let gap = v1::Gap { reason: format!("capture-{}", self.capture.word()), bytes, ..Default::default() };
+            let gap =
+                v1::Gap { reason: format!("capture-{}", self.capture.word()), bytes, ..Default::default() };
             self.write(event::Kind::Gap(gap)).await?;
         }
         let (coverage, reason) = coverage_event(self.coverage);
@@ -232,7 +237,9 @@ fn finished_event(exchange: ExchangeId, finished: Finished, capture: Capture) ->
         status: finished.status.to_text(),
         error: finished.error.to_text(),
         rows: finished.rows,
-        columns: columns.map(|(name, kind)| v1::Column { name: name.to_text(), r#type: kind.to_string() }).collect(),
+        columns: columns
+            .map(|(name, kind)| v1::Column { name: name.to_text(), r#type: kind.to_string() })
+            .collect(),
         asked_at_ns: finished.asked_at.0,
         first_reply_at_ns: finished.first_reply_at.map_or(0, |at| at.0),
         finished_at_ns: finished.finished_at.0,

@@ -143,14 +143,19 @@ mod run_id {
     pub(super) mod optional {
         use super::{Deserialize, Deserializer, Error, RunId, Serializer};
 
-        pub(in super::super) fn serialize<S: Serializer>(id: &Option<RunId>, serializer: S) -> Result<S::Ok, S::Error> {
+        pub(in super::super) fn serialize<S: Serializer>(
+            id: &Option<RunId>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
             match id {
                 Some(id) => serializer.collect_str(id),
                 None => serializer.serialize_none(),
             }
         }
 
-        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<RunId>, D::Error> {
+        pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+            d: D,
+        ) -> Result<Option<RunId>, D::Error> {
             let text = Option::<String>::deserialize(d)?;
             text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
         }

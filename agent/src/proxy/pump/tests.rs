@@ -58,9 +58,8 @@ impl Scene {
             let start = Start { first_exchange: ExchangeId::FIRST, plan: plan.clone() };
             let conversation = Kind::Opaque(Opacity::Unrecognized).start(start);
             let drained = CancellationToken::new();
-            let pump =
-                Pump::new(client, upstream, conversation, &mut tape, &judge, &standing, plan, &drained);
-            let ending = pump.run().await.unwrap();
+            let terms = Terms { judge: &judge, standing: &standing, plan: &plan, drained: &drained };
+            let ending = Pump::new(client, upstream, conversation, &mut tape, terms).run().await.unwrap();
             tape.close(ending.word(), None).await.unwrap();
             ending
         });
@@ -116,7 +115,10 @@ async fn a_held_client_that_resets_is_withdrawn() {
     let mut rest = Vec::new();
     let ended = scene.server.read_to_end(&mut rest).await;
     assert!(rest.is_empty(), "nothing was forwarded");
-    assert!(ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset), "the reset was passed on");
+    assert!(
+        ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
+        "the reset was passed on"
+    );
 }
 
 #[tokio::test]
@@ -151,7 +153,9 @@ async fn a_server_that_does_not_read_stops_the_client() {
     let mut sent = 0;
     // Bounded: the sockets' buffers and ours take less than this.
     const TAKEN_MAX: usize = 64 << 20;
-    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), scene.application.write(&block)).await {
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_millis(500), scene.application.write(&block)).await
+    {
         sent += written.unwrap();
         assert!(sent < TAKEN_MAX, "the pump takes what it cannot deliver");
     }
