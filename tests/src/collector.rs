@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::Site;
-use crate::process::{Server, free_port, program, run};
+use crate::process::{Server, eventually, free_port, program, run};
 
 pub struct Collector {
     server: Option<Server>,
@@ -27,10 +27,12 @@ impl Collector {
             credential: String::new(),
         };
         collector.resume()?;
-        let log = collector.log();
-        let credential = log.split_whitespace().find(|word| word.starts_with("weiradmin1-"));
-        collector.credential =
-            credential.context("the collector's first start printed no credential")?.to_owned();
+        // It listens before it prints.
+        collector.credential = eventually("the credential that a first start prints", || {
+            let log = collector.log();
+            let credential = log.split_whitespace().find(|word| word.starts_with("weiradmin1-"));
+            Ok(credential.map(str::to_owned))
+        })?;
         Ok(collector)
     }
 
