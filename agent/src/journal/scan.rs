@@ -11,6 +11,8 @@ pub(crate) enum ScanEnd {
     Clean,
     /// At a record that is not whole: what the disk did not get in time is lost from there.
     Torn,
+    /// A kill met it while it was made: nothing was ever appended.
+    Blank,
     /// The header page is not a journal's: nothing can be read.
     Unreadable,
 }
@@ -28,7 +30,10 @@ pub(crate) struct Scanned<'a> {
 
 /// Reads all records from the file's mark to the first that is not whole. Gives the journal's id and how it ended.
 pub(crate) fn scan<'a>(file: &'a [u8], mut each: impl FnMut(Scanned<'a>)) -> ([u8; 16], ScanEnd) {
-    let Some((id, mark, ring)) = open(file) else { return ([0; 16], ScanEnd::Unreadable) };
+    let Some((id, mark, ring)) = open(file) else {
+        let blank = file.iter().take(PAGE_BYTES).all(|byte| *byte == 0);
+        return ([0; 16], if blank { ScanEnd::Blank } else { ScanEnd::Unreadable });
+    };
     let capacity = ring.len() as u64;
     let Some(limit) = mark.checked_add(capacity) else { return (id, ScanEnd::Torn) };
     let mut position = mark;

@@ -73,7 +73,7 @@ pub(super) fn look(
             continue;
         }
         match found.read(&path)? {
-            ScanEnd::Clean => {}
+            ScanEnd::Clean | ScanEnd::Blank => {}
             ScanEnd::Torn => {
                 counters.journal_torn.add(1);
                 tracing::warn!(journal = %path.display(),

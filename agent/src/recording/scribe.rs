@@ -41,6 +41,8 @@ const RETRY_TIME: Duration = Duration::from_millis(500);
 const CUT_AGE_NS: u64 = 5_000_000_000;
 /// Sealed bytes held at most before they are written; also what one commit writes.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Segments in one commit: each is an open file while it lasts.
+const BATCH_SEGMENTS_MAX: usize = 256;
 /// The node log says what was opened and closed within this; and that the agent lives, within the other.
 const ENTRY_TIME_NS: u64 = 1_000_000_000;
 const HEARTBEAT_TIME_NS: u64 = 10_000_000_000;
@@ -220,7 +222,7 @@ impl Scribe {
         while let Some(record) = shared.journals[journal].record(self.cursors[journal]) {
             self.take(journal, &record)?;
             self.cursors[journal] = record.to;
-            if self.sealing.batch_bytes >= BATCH_BYTES_MAX {
+            if self.batch_is_full() {
                 self.commit()?;
             }
         }
@@ -294,11 +296,15 @@ impl Scribe {
             .collect();
         for session in due {
             self.cut(session, false)?;
-            if self.sealing.batch_bytes >= BATCH_BYTES_MAX {
+            if self.batch_is_full() {
                 self.commit()?;
             }
         }
         Ok(())
+    }
+
+    fn batch_is_full(&self) -> bool {
+        self.sealing.batch_bytes >= BATCH_BYTES_MAX || self.sealing.batch.len() >= BATCH_SEGMENTS_MAX
     }
 
     /// Steps 1 to 3 of the group commit.
@@ -436,7 +442,7 @@ impl Scribe {
         }
         while let Some(session) = recovery.sessions.pop() {
             self.recover_session(session)?;
-            if self.sealing.batch_bytes >= BATCH_BYTES_MAX {
+            if self.batch_is_full() {
                 self.commit()?;
             }
         }

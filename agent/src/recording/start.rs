@@ -31,6 +31,8 @@ use crate::spool::{Spool, SpoolError, SpoolLimits};
 const JOURNALS_MAX: u64 = 4;
 /// The journals' data goes to disk this often: what a power cut may cost.
 const SYNC_TIME: Duration = Duration::from_millis(100);
+/// How long the start waits for the collector's word on where the session numbers stand.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the end waits for the disk, and then for the collector.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const SHIP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -128,7 +130,7 @@ impl Recording {
         let shipping = match enrolled {
             Some(enrolled) => {
                 let (numbering, counters) = (Numbering::new(shared.clone()), shared.counters.clone());
-                Some(Shipping::start(
+                let shipping = Shipping::start(
                     identity,
                     enrolled,
                     spool.clone(),
@@ -136,7 +138,10 @@ impl Recording {
                     ring,
                     numbering,
                     counters,
-                ))
+                );
+                // A disk restored from an old copy would give session numbers a second time; the collector knows better.
+                let _ = tokio::time::timeout(GREETING_TIMEOUT, shipping.greeted()).await;
+                Some(shipping)
             }
             None => None,
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::connection::ShippingError;
@@ -28,12 +29,15 @@ pub(super) struct Progress {
     /// A receipt has come since the last failure: the next attempt need not wait long.
     fruitful: AtomicBool,
     error: Mutex<Option<String>>,
+    /// The first attempt has come to an answer or to its end.
+    greeted: watch::Sender<bool>,
 }
 
 impl Progress {
     pub(super) fn connected(&self, connected: bool) {
         self.connected.store(connected, Ordering::Release);
         if connected {
+            self.greeted.send_replace(true);
             *self.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
@@ -47,6 +51,7 @@ impl Progress {
     }
 
     fn failed(&self, error: &ShippingError) {
+        self.greeted.send_replace(true);
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(with_causes(error));
     }
 }
@@ -95,6 +100,12 @@ impl Shipping {
         };
         let task = tokio::spawn(keep_up(shipper)).abort_handle();
         Self { address, spool, log, progress, task }
+    }
+
+    /// Waits until the collector has answered, or the first attempt to reach it has failed.
+    pub(crate) async fn greeted(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.progress.greeted.subscribe().wait_for(|greeted| *greeted).await;
     }
 
     pub(crate) fn status(&self) -> ShippingStatus {
