@@ -11,6 +11,7 @@
 //! * [`retention`]: what deletes, and the keys of the days to come
 //! * [`operations`]: health, readiness and metrics for the operator
 //! * [`verify`]: checks recordings without trusting the collector (used by `weir`)
+//! * [`local`]: a standalone recording, read without a collector (used by `weir --local`)
 //! * [`disk`], [`metrics`], [`clock`], [`logs`]: free space, counters, time, logging
 
 pub mod access;
@@ -21,6 +22,7 @@ pub mod disk;
 pub mod ingest;
 pub mod keys;
 pub mod listener;
+pub mod local;
 pub mod logs;
 pub mod metrics;
 pub mod operations;

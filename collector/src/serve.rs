@@ -57,7 +57,7 @@ pub const ADDRESS: &str = "address";
 pub enum ServeError {
     #[error("cannot use the data directory {path}: create it, or name another with --data")]
     Data { path: PathBuf, source: std::io::Error },
-    #[error("another collector is using the data directory {0}")]
+    #[error("another process is using the data directory {0}")]
     InUse(PathBuf),
     #[error("cannot listen on {address}: is another program using it?")]
     Listen { address: SocketAddr, source: std::io::Error },
@@ -96,6 +96,9 @@ impl Data {
     }
 }
 
+/// Held for as long as a data directory is in use.
+pub type Lock = nix::fcntl::Flock<std::fs::File>;
+
 /// A collector at work.
 pub struct Running {
     pub address: SocketAddr,
@@ -107,7 +110,7 @@ pub struct Running {
     committer: JoinHandle<()>,
     store: Store,
     /// Held for the lock on the data directory.
-    _lock: nix::fcntl::Flock<std::fs::File>,
+    _lock: Lock,
 }
 
 /// Opens the data directory and serves.
@@ -243,7 +246,7 @@ impl Running {
 }
 
 /// Two collectors over one directory would both believe that they are the only writer of bundles and keys.
-fn lock(data: &std::path::Path) -> Result<nix::fcntl::Flock<std::fs::File>, ServeError> {
+pub fn lock(data: &std::path::Path) -> Result<Lock, ServeError> {
     let failed = |source| ServeError::Data { path: data.to_owned(), source };
     files::create_folder(data)?;
     let file = std::fs::OpenOptions::new()

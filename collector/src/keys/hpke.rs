@@ -34,9 +34,20 @@ pub struct StoredHpkeKey {
 impl StoredHpkeKey {
     pub fn generate(kek: &Kek, class: &str, day: u32) -> Result<Self, KeysError> {
         let pair = WrapKeyPair::generate()?;
-        let id = KeyId::generate();
-        let wrapped = kek.wrap(&context(&id), &pair.private)?;
-        Ok(Self { id, class: class.to_owned(), day, public: pair.public, wrapped })
+        Self::adopt(kek, KeyId::generate(), class, day, pair.public, &pair.private)
+    }
+
+    /// A pair that was made elsewhere: that of a standalone recording.
+    pub fn adopt(
+        kek: &Kek,
+        id: KeyId,
+        class: &str,
+        day: u32,
+        public: Vec<u8>,
+        private: &[u8],
+    ) -> Result<Self, KeysError> {
+        let wrapped = kek.wrap(&context(&id), private)?;
+        Ok(Self { id, class: class.to_owned(), day, public, wrapped })
     }
 
     pub fn private(&self, kek: &Kek) -> Result<Zeroizing<Vec<u8>>, KeysError> {

@@ -61,6 +61,8 @@ pub struct NodeVerifier<'a> {
     spooled: u64,
     last_unix_ns: Option<i64>,
     rolled_back: bool,
+    /// What the node's own disk lost: session to (first segment, why).
+    lost: BTreeMap<SessionId, (u64, String)>,
     held: BTreeMap<u64, Vec<v1::HeldSession>>,
     report: NodeReport,
 }
@@ -86,6 +88,7 @@ impl<'a> NodeVerifier<'a> {
             spooled: 0,
             last_unix_ns: None,
             rolled_back: false,
+            lost: BTreeMap::new(),
             held: BTreeMap::new(),
             report: NodeReport { node: node.to_string(), ..NodeReport::default() },
         }
@@ -198,6 +201,11 @@ impl<'a> NodeVerifier<'a> {
             self.next_number = self.next_number.max(closed.number.saturating_add(1));
             known.closed = Some(closed);
         }
+        for lost in entry.lost {
+            if let Ok(session) = SessionId::try_from(&lost.session_id[..]) {
+                self.lost.entry(session).or_insert((lost.from_seq, lost.reason));
+            }
+        }
         if let Some(heartbeat) = entry.heartbeat {
             // A number that was just taken may be named by the next entry only: one entry's word counts from then on.
             self.next_number = self.next_number.max(self.promised);
@@ -266,6 +274,13 @@ impl<'a> NodeVerifier<'a> {
                 format!("number {number} is also carried by a session that the log does not name"),
             );
         }
+        if let Some((from, reason)) = session.and_then(|session| self.lost.get(&session)).cloned() {
+            let have = mine.map_or(0, |held| held.segments);
+            let what = format!(
+                "number {number}: LOST on the node's own disk from segment {from} on ({reason}); {have} are held"
+            );
+            return self.problem_of(session, what);
+        }
         let Some(closed) = closed else {
             self.report.open += 1;
             if self.rolled_back {
@@ -277,8 +292,11 @@ impl<'a> NodeVerifier<'a> {
             return;
         };
         let Some(held) = mine else {
-            waiting.add(session, closed.segments, format!("MISSING: the node closed session number {number} with {} segments, the collector holds none", closed.segments));
-            return;
+            let what = format!(
+                "MISSING: the node closed session number {number} with {} segments, the collector holds none",
+                closed.segments
+            );
+            return waiting.add(session, closed.segments, what);
         };
         if held.segments < closed.segments {
             let what = format!("number {number}: {} of {} segments are held", held.segments, closed.segments);

@@ -86,6 +86,22 @@ impl Agent {
         }
     }
 
+    /// One that never joined a collector.
+    pub(crate) fn standalone() -> Self {
+        let (node, signer) = (NodeId::generate(), seal::draw_signing_key().unwrap());
+        Self {
+            node,
+            identity: Identity::from_pem("", ""),
+            receipts: signer.verifying_key(),
+            signer,
+            ca_der: Vec::new(),
+            generation: GenerationId::generate(),
+            key: GenerationKey::draw().unwrap(),
+            log: NodeChain::start(node),
+            next_number: 1,
+        }
+    }
+
     pub(crate) fn wrap(&self, welcome: &v1::Welcome) -> v1::Wrap {
         let keys = seal::verify_key_set(&self.receipts, welcome.keys.as_ref().unwrap()).unwrap();
         assert_eq!(keys.keys.len(), 36, "today and 35 days ahead");

@@ -3,9 +3,11 @@
 
 mod access;
 mod agent;
+mod client;
 mod collector;
 mod crash;
 mod enrolment;
 mod ingest;
 mod keeping;
+mod standalone;
 mod verification;

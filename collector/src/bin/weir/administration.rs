@@ -7,6 +7,7 @@ use serde_json::json;
 use weir_collector::config::parse_duration;
 use weir_proto::v1;
 
+use crate::How;
 use crate::client::Client;
 use crate::{home, output};
 
@@ -36,10 +37,10 @@ pub(crate) async fn login(text: &str) -> Result<()> {
     ))
 }
 
-pub(crate) async fn whoami(json: bool) -> Result<()> {
-    let mut client = Client::connect().await?;
+pub(crate) async fn whoami(how: &How) -> Result<()> {
+    let mut client = Client::connect(how).await?;
     let me = client.query.whoami(v1::WhoamiRequest {}).await?.into_inner();
-    if json {
+    if how.json {
         return output::json(
             &json!({ "name": me.name, "role": me.role, "collector_version": me.collector_version }),
         );
@@ -61,15 +62,15 @@ pub(crate) struct JoinToken {
 }
 
 impl JoinToken {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
         let valid = parse_duration(&self.valid).map_err(anyhow::Error::msg)?;
         let asked = v1::CreateJoinTokenRequest {
             uses: self.uses,
             valid_seconds: i64::try_from(valid.as_secs()).context("--valid is too long")?,
             name_pattern: self.name,
         };
-        let made = Client::connect().await?.admin.create_join_token(asked).await?.into_inner();
-        if json {
+        let made = Client::connect(how).await?.admin.create_join_token(asked).await?.into_inner();
+        if how.json {
             let expires = output::time_json(made.expires_unix.saturating_mul(1_000_000_000));
             return output::json(&json!({ "token": made.token, "expires": expires }));
         }
@@ -87,24 +88,24 @@ pub(crate) struct Credential {
 }
 
 impl Credential {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
         let asked = v1::CreateCredentialRequest { name: self.name, role: self.role };
-        let made = Client::connect().await?.admin.create_credential(asked).await?.into_inner();
-        if json {
+        let made = Client::connect(how).await?.admin.create_credential(asked).await?.into_inner();
+        if how.json {
             return output::json(&json!({ "credential": made.credential }));
         }
         output::line(made.credential)
     }
 }
 
-pub(crate) async fn revoke_credential(name: &str) -> Result<()> {
+pub(crate) async fn revoke_credential(how: &How, name: &str) -> Result<()> {
     let asked = v1::RevokeCredentialRequest { name: name.to_owned() };
-    Client::connect().await?.admin.revoke_credential(asked).await?;
+    Client::connect(how).await?.admin.revoke_credential(asked).await?;
     output::line(format!("revoked {}", output::clean(name)))
 }
 
-pub(crate) async fn revoke_node(named: &str) -> Result<()> {
-    let mut client = Client::connect().await?;
+pub(crate) async fn revoke_node(how: &How, named: &str) -> Result<()> {
+    let mut client = Client::connect(how).await?;
     let node = client.node(named).await?;
     client.admin.revoke_node(v1::RevokeNodeRequest { node_id: node.to_field() }).await?;
     output::line(format!("revoked node {node}"))

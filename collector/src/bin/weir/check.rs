@@ -7,6 +7,7 @@ use serde_json::json;
 use weir_collector::verify::{NodeReport, NodeVerifier, SessionVerifier, SessionsReport};
 use weir_proto::v1;
 
+use crate::How;
 use crate::client::Client;
 use crate::{home, output};
 
@@ -23,9 +24,9 @@ pub(crate) struct Verify {
 }
 
 impl Verify {
-    pub(crate) async fn run(self, json: bool) -> Result<ExitCode> {
-        let credential = home::credential()?;
-        let mut client = Client::connect_with(&credential).await?;
+    pub(crate) async fn run(self, how: &How) -> Result<ExitCode> {
+        let mut client = Client::connect(how).await?;
+        let credential = client.credential.clone();
         let mut pins = home::pins(&credential)?;
         let before = pins.clone();
         let ok = match (&self.subject, &self.node) {
@@ -38,7 +39,7 @@ impl Verify {
                     verifier.take(item);
                 }
                 let report = verifier.finish();
-                tell_sessions(&report, json)?;
+                tell_sessions(&report, how.json)?;
                 report.is_ok()
             }
             (None, Some(node)) => {
@@ -50,7 +51,7 @@ impl Verify {
                     verifier.take(item);
                 }
                 let report = verifier.finish();
-                tell_node(&report, json)?;
+                tell_node(&report, how.json)?;
                 report.is_ok()
             }
             (None, None) => anyhow::bail!("name a run, a session or a node"),

@@ -9,12 +9,13 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
+use weir_collector::local::Local;
 use weir_proto::credential::{Credential, SERVER_NAME};
 use weir_proto::v1::admin_client::AdminClient;
 use weir_proto::v1::query_client::QueryClient;
 use weir_proto::{NodeId, RunId, SessionId, v1};
 
-use crate::home;
+use crate::{How, home, output};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer taken: a page of exchanges with long statements.
@@ -39,6 +40,9 @@ impl Interceptor for Bearer {
 pub(crate) struct Client {
     pub(crate) query: QueryClient<Service>,
     pub(crate) admin: AdminClient<Service>,
+    pub(crate) credential: Credential,
+    /// The folder stays locked while it is asked.
+    local: Option<Local>,
 }
 
 /// A run or a session, as somebody named it.
@@ -49,9 +53,21 @@ pub(crate) enum Subject {
 }
 
 impl Client {
-    /// With the credential that is kept.
-    pub(crate) async fn connect() -> Result<Self> {
-        Self::connect_with(&home::credential()?).await
+    /// With the credential that is kept; or a local folder.
+    pub(crate) async fn connect(how: &How) -> Result<Self> {
+        match &how.local {
+            None => Self::connect_with(&home::credential()?).await,
+            Some(folder) => Self::open(Local::open(folder).await?),
+        }
+    }
+
+    fn open(local: Local) -> Result<Self> {
+        for refused in &local.refused {
+            eprintln!("weir: not read in: {}", output::clean(refused));
+        }
+        let mut client = Self::over(local.channel.clone(), &local.credential)?;
+        client.local = Some(local);
+        Ok(client)
     }
 
     pub(crate) async fn connect_with(credential: &Credential) -> Result<Self> {
@@ -68,19 +84,21 @@ impl Client {
             .connect()
             .await
             .with_context(|| format!("cannot reach the collector at {}", credential.address))?;
-        Self::over(channel, &credential.secret)
+        Self::over(channel, credential)
     }
 
     /// Over a channel that is there already.
-    pub(crate) fn over(channel: Channel, secret: &str) -> Result<Self> {
+    fn over(channel: Channel, credential: &Credential) -> Result<Self> {
         let mut header: AsciiMetadataValue =
-            format!("Bearer {secret}").parse().context("the credential's secret")?;
+            format!("Bearer {}", credential.secret).parse().context("the credential's secret")?;
         header.set_sensitive(true);
         let bearer = Bearer(header);
         Ok(Self {
             query: QueryClient::with_interceptor(channel.clone(), bearer.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
             admin: AdminClient::with_interceptor(channel, bearer),
+            credential: credential.clone(),
+            local: None,
         })
     }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use weir_collector::store::sqlite::coverage_name;
 use weir_proto::v1;
 
+use crate::How;
 use crate::client::{Client, PAGE_ROWS, page_at};
 use crate::output::{self, address, bytes, id, one_line, principal, time, time_json};
 
@@ -25,8 +26,8 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let label = |text: &String| {
             let (key, value) = text.split_once('=').context("--label takes KEY=VALUE")?;
             anyhow::Ok((key.to_owned(), value.to_owned()))
@@ -53,7 +54,7 @@ impl Runs {
             }
         }
         runs.truncate(self.limit);
-        if json {
+        if how.json {
             return output::json(&Value::Array(runs.iter().map(run_json).collect()));
         }
         if runs.is_empty() {
@@ -130,8 +131,8 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let run_id = match &self.run {
             Some(run) => client.run(run).await?.to_field(),
             None => Default::default(),
@@ -143,7 +144,7 @@ impl Sessions {
             ..Default::default()
         };
         let sessions = client.sessions(asked, self.limit).await?;
-        if json {
+        if how.json {
             return output::json(&Value::Array(sessions.iter().map(session_json).collect()));
         }
         if sessions.is_empty() {
@@ -226,9 +227,9 @@ pub(crate) fn session_json(session: &v1::SessionSummary) -> Value {
     })
 }
 
-pub(crate) async fn nodes(json: bool) -> Result<()> {
-    let nodes = Client::connect().await?.nodes().await?;
-    if json {
+pub(crate) async fn nodes(how: &How) -> Result<()> {
+    let nodes = Client::connect(how).await?.nodes().await?;
+    if how.json {
         let node = |node: &v1::NodeSummary| {
             json!({
                 "id": id(&node.node_id), "name": node.name, "agent_version": node.agent_version,
@@ -289,8 +290,8 @@ pub(crate) struct CoverageOf {
 }
 
 impl CoverageOf {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let mut asked = v1::CoverageRequest::default();
         if let Some(run) = &self.run {
             asked.run_id = client.run(run).await?.to_field();
@@ -299,7 +300,7 @@ impl CoverageOf {
             asked.node_id = client.node(node).await?.to_field();
         }
         let found = client.query.coverage_of(asked).await?.into_inner();
-        if json {
+        if how.json {
             return output::json(&coverage_json(&found));
         }
         let all: u64 = found.shares.iter().map(|share| share.bytes).sum();
@@ -352,8 +353,8 @@ pub(crate) struct Accesses {
 }
 
 impl Accesses {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let mut accesses = Vec::new();
         let mut cursor = String::new();
         while accesses.len() < self.limit {
@@ -366,7 +367,7 @@ impl Accesses {
             }
         }
         accesses.truncate(self.limit);
-        if json {
+        if how.json {
             let access = |access: &v1::Access| {
                 json!({
                     "at": time_json(access.unix_ms.saturating_mul(1_000_000)), "who": access.who, "call": access.call,

@@ -14,6 +14,7 @@ mod output;
 mod play;
 mod timeline;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -32,6 +33,15 @@ struct Arguments {
     /// One JSON document on stdout instead of text for people
     #[arg(long, global = true)]
     json: bool,
+    /// Ask a folder that `weir-agent exec --local DIR` wrote, instead of a collector
+    #[arg(long, global = true, value_name = "DIR")]
+    local: Option<PathBuf>,
+}
+
+/// How to ask and to answer.
+struct How {
+    json: bool,
+    local: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -90,22 +100,22 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let json = arguments.json;
+    let how = &How { json: arguments.json, local: arguments.local };
     match arguments.command {
         Command::Login { credential } => administration::login(&credential).await?,
-        Command::Whoami => administration::whoami(json).await?,
-        Command::Runs(command) => command.run(json).await?,
-        Command::Sessions(command) => command.run(json).await?,
-        Command::Show(command) => command.run(json).await?,
-        Command::Play(command) => command.run(json).await?,
-        Command::Verify(command) => return command.run(json).await,
-        Command::Coverage(command) => command.run(json).await?,
-        Command::Nodes => lists::nodes(json).await?,
-        Command::JoinToken(command) => command.run(json).await?,
-        Command::Credential(command) => command.run(json).await?,
-        Command::RevokeCredential { name } => administration::revoke_credential(&name).await?,
-        Command::RevokeNode { node } => administration::revoke_node(&node).await?,
-        Command::Accesses(command) => command.run(json).await?,
+        Command::Whoami => administration::whoami(how).await?,
+        Command::Runs(command) => command.run(how).await?,
+        Command::Sessions(command) => command.run(how).await?,
+        Command::Show(command) => command.run(how).await?,
+        Command::Play(command) => command.run(how).await?,
+        Command::Verify(command) => return command.run(how).await,
+        Command::Coverage(command) => command.run(how).await?,
+        Command::Nodes => lists::nodes(how).await?,
+        Command::JoinToken(command) => command.run(how).await?,
+        Command::Credential(command) => command.run(how).await?,
+        Command::RevokeCredential { name } => administration::revoke_credential(how, &name).await?,
+        Command::RevokeNode { node } => administration::revoke_node(how, &node).await?,
+        Command::Accesses(command) => command.run(how).await?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut std::io::stdout());
         }

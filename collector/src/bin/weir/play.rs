@@ -8,6 +8,7 @@ use weir_proto::v1::{self, event::Kind};
 use weir_protocols::Side;
 use weir_protocols::view::{self, Line, Piece};
 
+use crate::How;
 use crate::client::{Client, Subject};
 use crate::output::{self, id, one_line, plural, time_json};
 
@@ -45,8 +46,8 @@ struct Player {
 }
 
 impl Play {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let subject = client.subject(&self.subject).await?;
         anyhow::ensure!(
             self.exchange.is_none() || matches!(subject, Subject::Session(_)),
@@ -54,7 +55,7 @@ impl Play {
         );
         let (run_id, session_id) = subject.fields();
         let mut player = Player {
-            json,
+            json: how.json,
             protocols: protocols(&mut client, &run_id, &session_id).await?,
             playing: BTreeMap::new(),
             held: 0,

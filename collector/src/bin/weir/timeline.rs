@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use weir_proto::v1::{self, Coverage};
 
+use crate::How;
 use crate::client::{Client, PAGE_ROWS, Subject, page, page_at};
 use crate::lists::{coverage, process, run_json, session_json};
 use crate::output::{self, address, bytes, id, one_line, outcome, plural, time, time_json};
@@ -35,11 +36,11 @@ struct Story {
 }
 
 impl Show {
-    pub(crate) async fn run(self, json: bool) -> Result<()> {
-        let mut client = Client::connect().await?;
+    pub(crate) async fn run(self, how: &How) -> Result<()> {
+        let mut client = Client::connect(how).await?;
         let subject = client.subject(&self.subject).await?;
         let story = story(&mut client, subject, self.limit).await?;
-        if json { output::json(&story_json(&story)) } else { tell(&story, self.full) }
+        if how.json { output::json(&story_json(&story)) } else { tell(&story, self.full) }
     }
 }
 
