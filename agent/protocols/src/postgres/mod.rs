@@ -228,6 +228,7 @@ impl Postgres {
 
     /// Ends every exchange: `held` is the outcome of those whose request never left.
     fn finish_all(&mut self, held: Outcome, now: Instant, out: &mut Effects) {
+        self.note_tails(out);
         for expected in std::mem::take(&mut self.replies) {
             let outcome =
                 if matches!(expected, Expected::Denied { .. }) { Outcome::Denied } else { Outcome::Aborted };

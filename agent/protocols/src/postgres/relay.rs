@@ -3,9 +3,9 @@
 use super::expected::Expected;
 use super::frame::{self, Fields, HEADER_BYTES};
 use super::outbox::Masking;
-use super::send::StreamedMask;
+use super::send::{Route, StreamedMask};
 use super::{Phase, Postgres};
-use crate::mask::Syntax;
+use crate::mask::{Masked, Syntax};
 use crate::note::Note;
 use crate::operation::Opacity;
 use crate::reader::{Part, Piece};
@@ -114,11 +114,34 @@ impl Postgres {
         let Some(mut large) = self.large_reply.take() else { return };
         let last = piece.part == Part::Last;
         let [masked, rest] = large.mask.push(piece.bytes.clone(), last, &self.plan);
-        self.count(large.owner, piece.bytes.len(), now);
-        self.outbox.add_noted(large.owner, piece, [masked, rest], &self.upstream, &self.plan, out);
+        let owner = self.still(large.owner);
+        self.count(owner, piece.bytes.len(), now);
+        self.outbox.add_noted(owner, piece, [masked, rest], &self.upstream, &self.plan, out);
         if !last {
             self.large_reply = Some(large);
         }
+    }
+
+    /// What masking holds back of large messages that end here, in the middle.
+    pub(super) fn note_tails(&mut self, out: &mut Effects) {
+        if let Some(mut large) = self.large_reply.take() {
+            let owner = self.still(large.owner);
+            note_tail(owner, Side::Upstream, large.mask.finish(), out);
+        }
+        if let Some(mut streaming) = self.streaming.take() {
+            let owner = match streaming.route {
+                Route::Exchange(id) => self.still(id),
+                Route::Control(_) => ExchangeId::SESSION,
+                Route::Dropped => return,
+            };
+            note_tail(owner, Side::Client, streaming.mask.finish(), out);
+        }
+    }
+
+    /// The exchange, while it has not ended.
+    fn still(&self, owner: ExchangeId) -> ExchangeId {
+        let lives = self.replies.iter().filter_map(Expected::exchange).any(|exchange| exchange.id == owner);
+        if lives { owner } else { ExchangeId::SESSION }
     }
 
     fn count(&mut self, owner: ExchangeId, bytes: usize, now: Instant) {
@@ -179,5 +202,11 @@ impl Postgres {
             }
             self.replies.pop_front();
         }
+    }
+}
+
+fn note_tail(owner: ExchangeId, side: Side, tail: Masked, out: &mut Effects) {
+    if !tail.is_empty() {
+        out.note(owner, Note::Data(side, tail));
     }
 }

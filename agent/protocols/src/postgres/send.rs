@@ -16,7 +16,7 @@ use crate::verdict::{Cleared, Control};
 #[derive(Debug)]
 pub(crate) struct Streaming {
     pub route: Route,
-    mask: StreamedMask,
+    pub mask: StreamedMask,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,14 @@ impl StreamedMask {
                 [masked, if last { scan.finish() } else { Masked::default() }]
             }
             Self::Withheld(rule) => [plan.withheld(&bytes, &[0..bytes.len()], rule), Masked::default()],
+        }
+    }
+
+    /// What was held back, when no more will come.
+    pub(crate) fn finish(&mut self) -> Masked {
+        match self {
+            Self::Scanned(scan) => scan.finish(),
+            Self::Withheld(_) => Masked::default(),
         }
     }
 }

@@ -93,16 +93,31 @@ fn large_copy_data_streams() {
 
 #[test]
 fn large_copy_data_is_masked_and_recorded_to_its_end() {
+    // The later ones are undecided at the end: a secret may begin there.
+    for ending in [" host=db password=hunter2", " host=db passwor", " postgres://ada", " 'pass"] {
+        let mut play = Playbook::ready();
+        play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
+        let large = copy_data(&[&vec![b'x'; 100_000][..], ending.as_bytes()].concat());
+        let before = play.recorded(1, Client).len();
+        for chunk in large.chunks(33_336) {
+            play.client(&[Bytes::copy_from_slice(chunk)]);
+        }
+        let recorded = play.recorded(1, Client);
+        assert_eq!(recorded.len() - before, large.len());
+        assert!(recorded.ends_with(ending.replace("hunter2", "*******").as_bytes()), "{ending}");
+    }
+}
+
+#[test]
+fn large_copy_data_that_breaks_off_is_recorded_as_far_as_it_came() {
     let mut play = Playbook::ready();
     play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
-    let large = copy_data(&[&vec![b'x'; 100_000][..], b" host=db password=hunter2"].concat());
+    let large = copy_data(&[&vec![b'x'; 100_000][..], b" host=db passwor"].concat());
     let before = play.recorded(1, Client).len();
-    for chunk in large.chunks(33_336) {
-        play.client(&[Bytes::copy_from_slice(chunk)]);
-    }
-    let recorded = play.recorded(1, Client);
-    assert_eq!(recorded.len() - before, large.len());
-    assert!(recorded.ends_with(b" host=db password=*******"));
+    let cut = large.slice(..large.len() - 1);
+    play.client(std::slice::from_ref(&cut)).reset(Client);
+    assert_eq!(play.recorded(1, Client).len() - before, cut.len());
+    assert_eq!(play.outcome(1).outcome, Outcome::Aborted);
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl Playbook {
         let mut effects = Effects::default();
         self.conversation.handle(input, Instant(self.now), &mut effects).expect("our own invariants hold");
         let mut allowed = Vec::new();
-        while let Some(effect) = effects.next() {
+        for effect in effects {
             match effect {
                 Effect::Upstream(cleared) => self.to_server.extend_from_slice(&cleared.into_bytes()),
                 Effect::Client(bytes) => {

@@ -331,7 +331,7 @@ fn relay_one(client: TcpStream, server: TcpStream) -> Session {
         while let Some(input) = queue.pop_front() {
             let mut effects = Effects::default();
             conversation.handle(input, Instant(1), &mut effects).unwrap();
-            while let Some(effect) = effects.next() {
+            for effect in effects {
                 match effect {
                     Effect::Upstream(cleared) => {
                         let _ = streams[1].write_all(&cleared.into_bytes());
