@@ -40,6 +40,7 @@ mod value;
 pub use opening::recognize;
 pub use refusal::{Refusal, refuse};
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -53,7 +54,7 @@ use self::relay::LargeReply;
 use self::request::Request;
 use self::send::Streaming;
 use crate::kind::{Kind, Start};
-use crate::mask::MaskPlan;
+use crate::mask::{MaskPlan, Masked};
 use crate::note::{Note, Outcome};
 use crate::operation::Opacity;
 use crate::reader::{Piece, Reader};
@@ -109,6 +110,8 @@ pub struct Postgres {
     leaving: Option<Opacity>,
     /// Closes the connection.
     closing: Option<Cause>,
+    /// Parameters that the server reported, not noted yet.
+    reported: Vec<(Cow<'static, str>, Masked)>,
     /// Of the startup's authentication requests: what the client's answer is recorded as.
     credential_rule: &'static str,
 }
@@ -174,6 +177,7 @@ impl Postgres {
             transaction: b'I',
             leaving: None,
             closing: None,
+            reported: Vec::new(),
             credential_rule: "postgres-password",
         }
     }
@@ -229,6 +233,7 @@ impl Postgres {
     /// Ends every exchange: `held` is the outcome of those whose request never left.
     fn finish_all(&mut self, held: Outcome, now: Instant, out: &mut Effects) {
         self.note_tails(out);
+        self.note_reported(out);
         for expected in std::mem::take(&mut self.replies) {
             let outcome =
                 if matches!(expected, Expected::Denied { .. }) { Outcome::Denied } else { Outcome::Aborted };

@@ -214,6 +214,7 @@ impl Postgres {
             self.portals.clear_confirmed();
         }
         if matches!(self.phase, Phase::Authenticating) {
+            self.note_reported(out);
             self.phase = Phase::Ready;
             return;
         }
@@ -266,7 +267,17 @@ impl Postgres {
         let (Some(name), Some(value)) = (fields.cstr(), fields.cstr()) else { return };
         if let Some(kept) = PARAMETERS_KEPT.iter().find(|kept| kept.as_bytes() == name) {
             let value = self.plan.text(&Bytes::copy_from_slice(value)).cut(super::opening::FACT_BYTES_MAX);
-            let values = vec![((*kept).into(), value)];
+            self.reported.push(((*kept).into(), value));
+            if !matches!(self.phase, Phase::Authenticating) || self.reported.len() > PARAMETERS_KEPT.len() {
+                self.note_reported(out);
+            }
+        }
+    }
+
+    /// A startup reports many parameters: one note has them all.
+    pub(super) fn note_reported(&mut self, out: &mut Effects) {
+        if !self.reported.is_empty() {
+            let values = std::mem::take(&mut self.reported);
             out.note(
                 ExchangeId::SESSION,
                 Note::Facts(Facts { protocol: "postgres", values, ..Facts::default() }),
