@@ -29,12 +29,7 @@ struct Ground {
 impl Ground {
     fn new(rules: &str) -> Self {
         enter_own_network().unwrap();
-        for arguments in [
-            "link add far0 type dummy",
-            "address add 198.18.0.1/24 dev far0",
-            "link set far0 up",
-            "route add unreachable 198.18.2.0/24",
-        ] {
+        for arguments in ["address add 198.18.0.1/32 dev lo", "route add unreachable 198.18.2.0/24"] {
             run(Command::new("ip").args(arguments.split(' '))).unwrap();
         }
         let site = Site::new(true).unwrap();

@@ -99,8 +99,10 @@ impl Collector {
                 return Ok(run.clone());
             }
             if start.elapsed() > patience {
+                let shown = run.map(|run| self.text(&["show", &run.id])).transpose()?;
                 bail!(
-                    "the run {story} is not whole within {patience:?} ({sessions} sessions awaited): {run:?}"
+                    "the run {story} is not whole within {patience:?} ({sessions} sessions awaited):\n{}",
+                    shown.unwrap_or_default()
                 );
             }
             std::thread::sleep(Duration::from_millis(200));
