@@ -118,11 +118,7 @@ impl Recorder {
         Ok(SessionRecord { shared: shared.clone(), journal, session, events: 1, closed: false })
     }
 
-    /// The node whose sessions these are.
-    pub(crate) fn node(&self) -> NodeId {
-        self.shared.node
-    }
-
+    #[cfg(test)]
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.shared.counters
     }
@@ -223,6 +219,7 @@ pub(crate) struct SessionRecord {
 }
 
 impl SessionRecord {
+    #[cfg(test)]
     pub(crate) fn session(&self) -> SessionId {
         self.session
     }

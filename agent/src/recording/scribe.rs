@@ -71,6 +71,16 @@ struct OpenSession {
     since_ns: u64,
 }
 
+/// How much of a session is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cutting {
+    /// What fills segments; the rest waits for more.
+    Full,
+    All,
+    /// All, and nothing comes after.
+    Closed,
+}
+
 /// A session complete in the spool whose last file may not be deleted yet.
 struct Settling {
     session: SessionId,
@@ -248,17 +258,17 @@ impl Scribe {
         session.pending.push(record.from);
         session.bytes += record.payload.len();
         let closed = record.flags & FLAG_CLOSED != 0;
-        if closed || session.bytes >= SEGMENT_PLAIN_TARGET {
-            self.cut(record.session, closed)?;
-        }
         if closed {
+            self.cut(record.session, Cutting::Closed)?;
             self.sessions.remove(&record.session);
+        } else if session.bytes > SEGMENT_PLAIN_TARGET {
+            self.cut(record.session, Cutting::Full)?;
         }
         Ok(())
     }
 
-    /// Seals a session's pending records.
-    fn cut(&mut self, session: SessionId, closed: bool) -> Result<(), SealError> {
+    /// Seals a session's pending records: all of them, or only what fills segments.
+    fn cut(&mut self, session: SessionId, what: Cutting) -> Result<(), SealError> {
         let Some(open) = self.sessions.get_mut(&session) else { return Ok(()) };
         let journal = &self.shared.journals[open.journal];
         let wall = clock::anchor();
@@ -273,11 +283,20 @@ impl Scribe {
             if !cut.takes(record.payload.len()) {
                 self.sealing.seal(&mut open.chain, &cut, false, wall)?;
                 cut = Cut::new(journal.id(), record.from);
+                open.pending.clear();
+                open.bytes = 0;
             }
+            if open.pending.is_empty() {
+                open.since_ns = record.at_ns;
+            }
+            open.pending.push(record.from);
+            open.bytes += record.payload.len();
             cut.add(record.from, record.to, record.at_ns, record.payload);
         }
-        if !cut.is_empty() {
-            self.sealing.seal(&mut open.chain, &cut, closed, wall)?;
+        if what != Cutting::Full && !cut.is_empty() {
+            self.sealing.seal(&mut open.chain, &cut, what == Cutting::Closed, wall)?;
+            open.pending.clear();
+            open.bytes = 0;
         }
         Ok(())
     }
@@ -295,7 +314,7 @@ impl Scribe {
             .map(|(id, _)| *id)
             .collect();
         for session in due {
-            self.cut(session, false)?;
+            self.cut(session, Cutting::All)?;
             if self.batch_is_full() {
                 self.commit()?;
             }

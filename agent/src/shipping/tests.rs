@@ -33,8 +33,6 @@ use crate::recording::{Mode, Recorder, Recording, RecordingConfig, clock};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
     Honest,
-    /// Takes everything, says nothing.
-    Silent,
     /// Receipts signed by another key, for other hashes, for sessions it never saw; and plain nonsense.
     Lying,
     /// Says that it lacks the wrap, wants earlier segments, is full: each once, then it is honest.
@@ -179,7 +177,6 @@ impl Held {
         };
         let said = Receipted { session, seq, hash: *segment.hash(), received_unix_ms: 1 };
         match self.manner {
-            Manner::Silent => return vec![],
             Manner::Suspicious => return refuse(Why::Tamper, 0),
             Manner::Lying => return self.lies(&said),
             Manner::Fussy => {
