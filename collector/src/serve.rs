@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::ingest::committer::Budget;
+use crate::ingest::service::ENROLMENTS_MAX;
 use crate::ingest::{Acceptance, Committer, Connected, IngestService};
 use crate::keys::{Keys, KeysError, ServerCertificate, files};
 use crate::listener;
@@ -139,6 +141,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         index: store.index.clone(),
         keys: keys.clone(),
         committer,
+        enrolments: Semaphore::new(ENROLMENTS_MAX),
         all: Budget::new(ALL_BYTES_MAX),
         connected: connected.clone(),
         shutdown: shutdown.clone(),

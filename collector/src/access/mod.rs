@@ -6,6 +6,9 @@
 
 pub mod secret;
 
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
 use crate::clock;
@@ -68,11 +71,13 @@ impl Caller {
 pub struct Access {
     index: Index,
     metrics: Metrics,
+    /// Strangers write their line one after the other: a flood of them must not keep the writer from ingest.
+    strangers: Arc<Semaphore>,
 }
 
 impl Access {
     pub fn new(index: Index, metrics: Metrics) -> Self {
-        Self { index, metrics }
+        Self { index, metrics, strangers: Arc::new(Semaphore::new(1)) }
     }
 
     /// Lets a call in, with its message, or refuses it; either way the access log has it first.
@@ -101,6 +106,10 @@ impl Access {
             call: call.name,
             subject: &subject,
             allowed: refusal.is_none(),
+        };
+        let _turn = match caller {
+            None => self.strangers.acquire().await.ok(),
+            Some(_) => None,
         };
         // Without its line in the log no call is answered.
         self.index.access_log(&entry).await.map_err(|error| failed(&error))?;

@@ -2,6 +2,7 @@
 //! and only then answers.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry::Vacant;
 use std::sync::Arc;
 
 use prost::Message;
@@ -185,9 +186,8 @@ impl Acceptance {
     ) -> Result<Result<(), Refusal>, StoreError> {
         let draft = checked.segment.draft();
         let session = draft.session;
-        if !deciding.chains.contains_key(&session) {
-            let row = self.store.index.session_chain(&session).await?;
-            let row = match row {
+        if let Vacant(place) = deciding.chains.entry(session) {
+            let row = match self.store.index.session_chain(&session).await? {
                 Some(row) => row,
                 None => {
                     let owner = self.store.index.run_node(&draft.run).await?;
@@ -195,11 +195,10 @@ impl Acceptance {
                         let what = "the run belongs to another node";
                         return Ok(Err(Refusal::tamper(&checked.segment, "foreign-run", what)));
                     }
-                    let next_seq = 0;
                     ChainRow {
                         node,
                         run: draft.run,
-                        next_seq,
+                        next_seq: 0,
                         head: seal::NO_HASH,
                         closed: false,
                         expired_seq: 0,
@@ -208,7 +207,7 @@ impl Acceptance {
             };
             let chain =
                 Chain { session, node: row.node, next_seq: row.next_seq, head: row.head, closed: row.closed };
-            deciding.chains.insert(session, (chain, row));
+            place.insert((chain, row));
         }
         let Some((_, row)) = deciding.chains.get(&session) else { return Ok(Ok(())) };
         if row.node != node {
@@ -308,18 +307,14 @@ impl Acceptance {
         key: &VerifyingKey,
         offered: Vec<v1::SignedNodeEntry>,
     ) -> Result<Decided, StoreError> {
-        if !deciding.logs.contains_key(&node) {
-            let row = self
-                .store
-                .index
-                .node(&node)
-                .await?
-                .ok_or(StoreError::Damaged("a node that ships is not known"))?;
+        if let Vacant(place) = deciding.logs.entry(node) {
+            let row = self.store.index.node(&node).await?;
+            let row = row.ok_or(StoreError::Damaged("a node that ships is not known"))?;
             let head = match row.log_entries {
                 0 => seal::NO_HASH,
                 _ => row.log_head.as_slice().try_into().map_err(|_| StoreError::Damaged("log_head"))?,
             };
-            deciding.logs.insert(node, NodeChain { node, next_index: row.log_entries, head });
+            place.insert(NodeChain { node, next_index: row.log_entries, head });
         }
         let Some(mut log) = deciding.logs.get(&node).cloned() else {
             return Err(StoreError::Damaged("a log was just loaded"));

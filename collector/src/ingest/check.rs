@@ -120,6 +120,7 @@ fn opened_contradicts(segment: &Segment, digest: &Digest) -> Option<&'static str
             let run = opened.run.as_ref().map(|run| &run.id[..]);
             let same = opened.session_id[..] == draft.session.as_bytes()[..]
                 && opened.node_id[..] == draft.node.as_bytes()[..]
+                && opened.node_number == draft.number
                 && run == Some(&draft.run.as_bytes()[..]);
             (!same).then_some("the opened event contradicts the segment's header")
         }

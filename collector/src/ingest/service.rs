@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -22,6 +22,8 @@ use crate::metrics::Metrics;
 use crate::store::Index;
 use crate::store::rows::NodeRow;
 
+/// Enrolments at a time: they are the only work that a stranger can cause, and each signs.
+pub const ENROLMENTS_MAX: usize = 4;
 /// A stream that says nothing at first is given up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,8 @@ pub struct IngestService {
     pub index: Index,
     pub keys: Arc<Keys>,
     pub committer: Committer,
+    /// Of [`ENROLMENTS_MAX`].
+    pub enrolments: Semaphore,
     pub all: Budget,
     pub connected: Connected,
     pub shutdown: CancellationToken,
@@ -41,6 +45,8 @@ impl Ingest for IngestService {
         &self,
         request: Request<v1::EnrollRequest>,
     ) -> Result<Response<v1::EnrollResponse>, Status> {
+        let closed = |_| Status::unavailable("the collector is shutting down");
+        let _place = self.enrolments.acquire().await.map_err(closed)?;
         enroll(&self.index, &self.keys, &self.metrics, request.into_inner()).await.map(Response::new)
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -27,6 +28,8 @@ pub const AGENT_BYTES_MAX: u32 = 32 * 1024 * 1024;
 pub const ANSWERS_MAX: usize = 1024;
 /// Generation keys kept open per stream: the current one, and those of a spool that is being resent.
 const GENERATIONS_MAX: usize = 16;
+/// A stream is ended after this time, so that the agent comes back for the keys of the days ahead.
+const STREAM_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// Entries of one message.
 const ENTRIES_MAX: usize = 4096;
 
@@ -81,9 +84,10 @@ impl AgentStream {
         seat: Seat,
     ) {
         let ended = seat.ended.clone();
-        // The only choice to make here: the agent's next step, or the end of its seat.
+        // The only choice to make here: the agent's next step, or the end of its seat or of the stream's life.
         let end = tokio::select! {
             end = self.read(&mut inbound, &answers) => end,
+            () = tokio::time::sleep(STREAM_LIFE) => Err(Status::unavailable("the stream has lived long enough: reconnect")),
             () = ended.cancelled() => Err(Status::aborted("the stream was ended: revoked, replaced by a newer one, or shutting down")),
         };
         if let Err(status) = end {

@@ -103,7 +103,7 @@ mod tests {
         assert!(bundles.old_keys(0).await.unwrap().is_empty());
         let far = time::OffsetDateTime::now_utc() + time::Duration::hours(25);
         let far_ms = (far.unix_timestamp_nanos() / 1_000_000) as i64;
-        assert_eq!(bundles.old_keys(far_ms).await.unwrap(), [key.clone()]);
+        assert_eq!(bundles.old_keys(far_ms).await.unwrap(), std::slice::from_ref(&key));
         bundles.delete(&key).await.unwrap();
         bundles.delete(&key).await.unwrap();
         assert!(bundles.part(&key, 0, 3).await.is_err());

@@ -1,6 +1,8 @@
 //! The collector over its real sockets: agents made here seal, enrol and ship through `weir_proto::seal`, as the real
 //! one does. No root, no kernel.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, and what they share")]
+
 mod access;
 mod agent;
 mod client;

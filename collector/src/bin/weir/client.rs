@@ -112,6 +112,9 @@ impl Client {
 
     /// A run, else a session.
     pub(crate) async fn subject(&mut self, named: &str) -> Result<Subject> {
+        if named == "last" {
+            return self.run(named).await.map(Subject::Run);
+        }
         if let Some(run) = self.run_if_any(named).await? {
             return Ok(Subject::Run(run));
         }
