@@ -147,6 +147,7 @@ struct Flags {
     doubtful_names: bool,
     client_ended: bool,
     end_queued: bool,
+    end_sent: bool,
 }
 
 impl Postgres {
@@ -299,6 +300,20 @@ impl Postgres {
         self.finish_all(Outcome::Aborted, now, out);
         self.phase = Phase::Over;
         out.push(Effect::End(Side::Client));
+        self.end_server_with_client(out);
+    }
+
+    /// After the server's end nothing is sent to it any more but the client's own end, without which the session stays open.
+    fn end_server_with_client(&mut self, out: &mut Effects) {
+        if self.flags.client_ended && matches!(self.phase, Phase::Over) {
+            self.end_server(out);
+        }
+    }
+
+    fn end_server(&mut self, out: &mut Effects) {
+        if !std::mem::replace(&mut self.flags.end_sent, true) {
+            out.push(Effect::End(Side::Upstream));
+        }
     }
 
     fn reset(&mut self, side: Side, now: Instant, out: &mut Effects) {
@@ -342,7 +357,10 @@ impl Conversation for Postgres {
                 self.upstream.push(bytes);
                 self.read_upstream(now, out);
             }
-            Input::End(Side::Client) => self.flags.client_ended = true,
+            Input::End(Side::Client) => {
+                self.flags.client_ended = true;
+                self.end_server_with_client(out);
+            }
             Input::End(Side::Upstream) => {
                 self.end_of_upstream(now, out);
                 return Ok(());

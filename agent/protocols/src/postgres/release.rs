@@ -12,7 +12,7 @@ use super::request::{Request, What};
 use super::send::{Route, fault};
 use super::{Postgres, error, frame};
 use crate::note::Outcome;
-use crate::seam::{Effect, Effects, Fault, Instant, Side};
+use crate::seam::{Effect, Effects, Fault, Instant};
 use crate::verdict::{Control, Denial, Verdict};
 
 impl Postgres {
@@ -35,7 +35,7 @@ impl Postgres {
         match what {
             What::Terminate => self.send(Route::Control(Control::PostgresSession), bytes, more, out),
             What::End => {
-                out.push(Effect::End(Side::Upstream));
+                self.end_server(out);
                 Ok(())
             }
             What::More { last } => self.send_more(bytes, last, out),

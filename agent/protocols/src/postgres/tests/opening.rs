@@ -81,6 +81,9 @@ fn a_refused_login_is_told() {
     play.server(&[error("28P01", "password authentication failed")]).end(Side::Upstream);
     assert!(has(&play, "startup_error", "password authentication failed"));
     assert!(has(&play, "startup_sqlstate", "28P01"));
+    // The client's own end goes on although the server's came first: the session does not stay open.
+    play.end(Side::Client);
+    assert_eq!(play.ends, [Side::Client, Side::Upstream]);
 }
 
 #[test]
