@@ -146,11 +146,17 @@ fn on_a_full_disk_connections_wait_and_go_on_when_there_is_room_again() {
     let mut agent = Agent::start(&site, &collector, "journal_mib = 16\n").unwrap();
     talk(&agent, "before", &echo);
 
-    disk.fill();
+    // Begun before: on a full disk nothing new is begun, because it could not be kept over a restart.
     let address = source.address.to_string();
     let bytes = STALLED_BYTES.to_string();
-    let mut download =
-        Dialogue::start(&mut client(&agent, "stalled", &["download", &address, &bytes])).unwrap();
+    let script = r#"read go; exec "$0" "$@""#;
+    let program = program("weir-test-client").unwrap().display().to_string();
+    let command = ["sh", "-c", script, &program, "download", &address, &bytes];
+    let mut download = Dialogue::start(&mut agent.exec(&["story=stalled"], &command).unwrap()).unwrap();
+    disk.fill();
+    let refused = output(&mut agent.exec(&[], &["true"]).unwrap()).unwrap();
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    download.say("go").unwrap();
     let mut last = u64::MAX;
     eventually("the transfer stands still", || {
         std::thread::sleep(Duration::from_secs(2));
@@ -201,6 +207,7 @@ fn a_torn_journal_and_a_rotten_spool_are_named_and_do_not_stop_it() {
     let mut agent = Agent::start(&site, &collector, "").unwrap();
     talk(&agent, "before", &echo);
     collector.settled("before", 1).unwrap();
+    eventually("the spool is empty", || Ok(agent.spooled()?.is_empty().then_some(()))).unwrap();
     collector.stop(Signal::SIGTERM).unwrap();
     talk(&agent, "rotten", &echo);
     let rotten = eventually("a session is spooled", || {
@@ -500,9 +507,9 @@ impl Stranger {
     }
 
     fn openssl(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("openssl");
+        let mut command = Command::new(arguments[0]);
         command
-            .args(arguments)
+            .args(&arguments[1..])
             .arg("-cert")
             .arg(&self.certificate)
             .arg("-key")
