@@ -169,6 +169,19 @@ mod tests {
         assert!(format!("{text}AAAA").parse::<JoinToken>().is_err());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,200}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let body = URL_SAFE_NO_PAD.encode(body);
+            for text in [text, format!("{JOIN_PREFIX}{body}"), format!("{JOIN_PREFIX}AQ{body}")] {
+                if let Ok(token) = text.parse::<JoinToken>() {
+                    assert_eq!(token.to_string(), text, "one token has one text");
+                }
+                assert!(text.parse::<Credential>().is_err());
+            }
+        }
+    }
+
     #[test]
     fn one_is_not_the_other() {
         assert!(token().to_string().parse::<Credential>().is_err());

@@ -25,9 +25,19 @@ const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 type Played = Result<v1::PlayedEvent, Status>;
 
 pub fn play(reading: Reading, subject: Subject, exchange: Option<u64>) -> ReceiverStream<Played> {
+    play_within(reading, subject, exchange, HELD_BYTES_MAX)
+}
+
+/// The same within another bound; with 0 every segment is opened again for each of its events.
+pub fn play_within(
+    reading: Reading,
+    subject: Subject,
+    exchange: Option<u64>,
+    held_bytes_max: usize,
+) -> ReceiverStream<Played> {
     let (to, stream) = mpsc::channel(SENT_EVENTS_MAX);
     tokio::spawn(async move {
-        let mut player = Player { reading, exchange, to };
+        let mut player = Player { reading, exchange, held_bytes_max, to };
         let done = match subject {
             Subject::Session(session) => player.session(session).await,
             Subject::Run(run) => player.run(run).await,
@@ -54,6 +64,7 @@ impl From<Status> for Stop {
 struct Player {
     reading: Reading,
     exchange: Option<u64>,
+    held_bytes_max: usize,
     to: mpsc::Sender<Played>,
 }
 
@@ -74,7 +85,7 @@ impl Player {
     }
 
     async fn run(&mut self, run: RunId) -> Result<(), Stop> {
-        let mut merge = Merge::default();
+        let mut merge = Merge { held_bytes_max: self.held_bytes_max, ..Merge::default() };
         let mut after = None;
         let mut coming: VecDeque<StoredSegment> = VecDeque::new();
         let mut more = true;
@@ -122,6 +133,7 @@ struct Merge {
     order: BinaryHeap<Reverse<(u64, SessionId, u64)>>,
     open: BTreeMap<(SessionId, u64), Open>,
     held_bytes: usize,
+    held_bytes_max: usize,
 }
 
 struct Open {
@@ -144,7 +156,7 @@ impl Merge {
         self.order.push(Reverse((first.at_ns, stored.session, stored.seq)));
         let bytes = events.iter().map(Message::encoded_len).sum();
         let mut open = Open { stored, events: events.into(), bytes, done: 0, held: true };
-        if self.held_bytes + bytes > HELD_BYTES_MAX {
+        if self.held_bytes + bytes > self.held_bytes_max {
             open.let_go();
         } else {
             self.held_bytes += bytes;
@@ -166,7 +178,7 @@ impl Merge {
         match open.events.front() {
             Some(next) => {
                 self.order.push(Reverse((next.at_ns, session, seq)));
-                if !open.held && self.held_bytes + open.bytes <= HELD_BYTES_MAX {
+                if !open.held && self.held_bytes + open.bytes <= self.held_bytes_max {
                     open.held = true;
                     self.held_bytes += open.bytes;
                 } else if !open.held {

@@ -3,6 +3,11 @@
 use bytes::Bytes;
 use proptest::prelude::{Strategy, any};
 use proptest::strategy::ValueTree;
+use tokio_stream::StreamExt;
+use weir_collector::api::play::play_within;
+use weir_collector::api::reading::Reading;
+use weir_collector::serve::Data;
+use weir_collector::store::sqlite::Subject;
 use weir_proto::seal::{self, Sealed, SigningKey};
 use weir_proto::v1::refused::Why;
 use weir_proto::v1::{self, event::Kind, to_agent, to_collector};
@@ -99,6 +104,19 @@ async fn sessions_of_a_run_are_played_interleaved() {
         }
     }
     assert_eq!(played, "abcdef");
+
+    // The same when next to nothing may be held.
+    for held_bytes_max in [0, 40] {
+        let Data { keys, store } = Data::open(&collector.config.data).await.unwrap();
+        let mut events = play_within(Reading { store, keys }, Subject::Run(run), None, held_bytes_max);
+        let mut again = String::new();
+        while let Some(event) = events.next().await {
+            if let Some(Kind::Data(data)) = event.unwrap().event.unwrap().kind {
+                again.push_str(std::str::from_utf8(&data.bytes).unwrap());
+            }
+        }
+        assert_eq!(again, "abcdef");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! * [`ingest`]: the transaction that commits a batch of segments
 //! * [`nodes`]: nodes, their enrolment, wraps and keys
 //! * [`access`]: credentials, join tokens, the access log, alerts
-//! * [`reads`]: what the API answers from
+//! * [`reads`]: what people ask for
+//! * [`stored`]: what is held as it came, for playing and proving
 //! * [`retention`]: what deletes
 
 mod access;
@@ -11,6 +12,7 @@ mod ingest;
 mod nodes;
 mod reads;
 mod retention;
+mod stored;
 
 use std::path::Path;
 use std::time::Duration;
