@@ -186,6 +186,8 @@ impl Ground {
         let runs = self.collector.runs().unwrap();
         assert_eq!(runs.len(), 4, "{runs:?}");
         let gaps: u64 = runs.iter().map(|run| run.count("gaps")).sum();
+        let sessions: u64 = runs.iter().map(|run| run.count("sessions")).sum();
+        eprintln!("{sessions} sessions, {gaps} gaps");
         assert!(gaps > 0, "so many kills and not one session was cut");
         for run in &runs {
             self.site.rearm().unwrap();
@@ -207,6 +209,7 @@ impl Ground {
         }
         let logged = self.postgres.statements("crash");
         assert!(logged.len() > 200, "only {} statements", logged.len());
+        eprintln!("{} statements executed, {} recorded", logged.len(), recorded.values().sum::<i64>());
         let mut missing = Vec::new();
         for statement in &logged {
             let left = recorded.entry(statement.trim().to_owned()).or_default();
@@ -226,6 +229,7 @@ impl Ground {
     /// What was ever in the spool is in the collector's index with the same hash, and no nonce was used twice.
     fn every_segment_is_there_once(&self, mut seen: Sightings) {
         let witnessed = seen.len();
+        eprintln!("{witnessed} segments were seen in the spool");
         assert!(witnessed > 20, "the witness saw {witnessed} segments only");
         for bundle in sealed::files(&self.collector.data().join("objects")).unwrap() {
             for segment in sealed::bundled(&bundle).unwrap() {

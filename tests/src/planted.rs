@@ -67,7 +67,7 @@ pub fn found_below(folder: &Path, secrets: &[Planted]) -> anyhow::Result<Vec<Str
 }
 
 pub fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty() && bytes.windows(needle.len()).any(|window| window == needle)
+    memchr::memmem::find(bytes, needle).is_some()
 }
 
 #[cfg(test)]
