@@ -334,7 +334,11 @@ fn abandon(folder: &Path, firsts: &[u64]) -> io::Result<()> {
     let aside = folder.join("abandoned").join(uuid::Uuid::now_v7().to_string());
     super::make_folder(&aside)?;
     for first in firsts {
-        fs::rename(folder.join(file_name(*first)), aside.join(file_name(*first)))?;
+        match fs::rename(folder.join(file_name(*first)), aside.join(file_name(*first))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // One that somebody has removed is what this is about.
+            _ => {}
+        }
     }
     crate::spool::sync_folder(folder)
 }

@@ -31,6 +31,8 @@ use crate::spool::{Spool, SpoolError, SpoolLimits};
 const JOURNALS_MAX: u64 = 4;
 /// The journals' data goes to disk this often: what a power cut may cost.
 const SYNC_TIME: Duration = Duration::from_millis(100);
+/// Sessions that the status names.
+const STUCK_SHOWN: usize = 20;
 /// How long the start waits for the collector's word on where the session numbers stand.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the end waits for the disk, and then for the collector.
@@ -103,7 +105,7 @@ pub(crate) struct RecordingStatus {
     spool_segments: u64,
     spool_bytes: u64,
     spool_unreceipted: u64,
-    /// Sessions that cannot leave the spool, and why.
+    /// Some of the sessions that cannot leave the spool, and why.
     pub(crate) stuck: Vec<(String, &'static str)>,
     node_log_entries: u64,
     collector: Option<ShippingStatus>,
@@ -186,7 +188,7 @@ impl Recording {
             spool_segments,
             spool_bytes,
             spool_unreceipted: self.spool.unreceipted(),
-            stuck: self.spool.stuck().into_iter().map(|(id, why)| (id.to_string(), why)).collect(),
+            stuck: self.spool.stuck(STUCK_SHOWN).into_iter().map(|(id, why)| (id.to_string(), why)).collect(),
             node_log_entries: self.log.lock().unwrap_or_else(PoisonError::into_inner).entries(),
             collector: self.shipping.as_ref().map(Shipping::status),
         }

@@ -130,6 +130,10 @@ fn node_of(state: &Path) -> NodeId {
     node["node_id"].as_str().unwrap().parse().unwrap()
 }
 
+fn segment_files_if_any(state: &Path) -> Vec<PathBuf> {
+    if state.join("spool/segments").exists() { segment_files(state) } else { Vec::new() }
+}
+
 fn segment_files(state: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(state.join("spool/segments"))
         .unwrap()
@@ -352,6 +356,7 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
     let mut wrote: BTreeMap<SessionId, u64> = BTreeMap::new();
     let mut ended: HashSet<SessionId> = HashSet::new();
     let mut generations: HashMap<GenerationId, usize> = HashMap::new();
+    let mut files: HashMap<PathBuf, Bytes> = HashMap::new();
     for (life, run_ms) in [700, 5, 350, 60, 0, 900, 20, 450].into_iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
@@ -381,17 +386,16 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
                 _ => {}
             }
         }
-        // No generation seals in two lives.
-        if state.join("spool/segments").exists() {
-            for path in segment_files(&state) {
-                let Ok(bytes) = std::fs::read(&path) else { continue };
-                let segment = Segment::parse(
-                    Bytes::from(bytes)
-                        .slice(..std::fs::metadata(&path).unwrap().len() as usize - SIGNATURE_BYTES),
-                )
-                .unwrap();
-                generations.entry(segment.draft().generation).or_insert(life);
+        // No generation seals in two lives, and what is written is never written differently.
+        for path in segment_files_if_any(&state) {
+            let bytes = Bytes::from(std::fs::read(&path).unwrap());
+            if let Some(earlier) = files.insert(path, bytes.clone()) {
+                assert_eq!(earlier, bytes);
+                continue;
             }
+            let segment = Segment::parse(bytes.slice(..bytes.len() - SIGNATURE_BYTES)).unwrap();
+            let sealed_in = *generations.entry(segment.draft().generation).or_insert(life);
+            assert_eq!(sealed_in, life, "a generation of an earlier life sealed again");
         }
     }
     assert!(wrote.len() > 20, "the lives were too short to test anything: {} sessions", wrote.len());

@@ -40,6 +40,8 @@ pub(crate) enum ShippingError {
     Closed,
     #[error("the collector took segments but gave no receipt for {0:?}")]
     Silent(Duration),
+    #[error("the node log's entries from {0} on cannot be read back from this disk")]
+    NodeLogGone(u64),
     #[error(transparent)]
     KeyRing(#[from] crate::recording::KeyRingError),
     #[error(transparent)]

@@ -243,7 +243,7 @@ impl<'a> Stream<'a> {
                 }
                 () = self.shipper.spool.changed() => {}
                 _ = look.tick() => {
-                    self.prepare_entries();
+                    self.prepare_entries()?;
                     let waiting = !self.window.is_empty() || !self.outgoing.is_empty();
                     if waiting && self.heard_at.elapsed() > RECEIPT_TIMEOUT {
                         return Err(ShippingError::Silent(RECEIPT_TIMEOUT));
@@ -286,19 +286,24 @@ impl<'a> Stream<'a> {
         self.outgoing.push_back(to_collector::Message::Segment(v1::SealedSegment { bytes, signature }));
     }
 
-    fn prepare_entries(&mut self) {
+    fn prepare_entries(&mut self) -> Result<(), ShippingError> {
         let waiting = self.outgoing.iter().any(|m| matches!(m, to_collector::Message::Node(_)));
         let log = self.shipper.log();
         if waiting || log.entries() <= self.entries_sent {
-            return;
+            return Ok(());
         }
         let signed = log.read_from(self.entries_sent, NODE_MESSAGE_BYTES);
         drop(log);
+        if signed.is_empty() {
+            // The next stream finds that the logs diverged, and says so in the log.
+            return Err(ShippingError::NodeLogGone(self.entries_sent));
+        }
         if self.window.is_empty() && self.outgoing.is_empty() {
             self.heard_at = Instant::now();
         }
         self.entries_sent += signed.len() as u64;
         self.outgoing.push_back(to_collector::Message::Node(v1::NodeEntries { signed }));
+        Ok(())
     }
 
     fn hear(&mut self, heard: ToAgent) -> Result<(), ShippingError> {

@@ -41,6 +41,12 @@ enum Manner {
     Suspicious,
     /// Ends each stream after a few messages.
     Nervous,
+    /// Its keys are signed by somebody else.
+    Disguised,
+    /// Reads other formats only.
+    Newer,
+    /// Its copy of the node log has a head that is no hash, and no end.
+    Confused,
 }
 
 struct Held {
@@ -125,7 +131,21 @@ impl Held {
         match message {
             to_collector::Message::Hello(hello) => {
                 assert_eq!(hello.node_id, self.node.to_field());
-                vec![to_agent::Message::Welcome(self.welcome())]
+                let mut welcome = self.welcome();
+                match self.manner {
+                    Manner::Disguised => {
+                        let keys = v1::KeySet::default();
+                        welcome.keys = Some(sign_key_set(&SigningKey::from_bytes(&[66; 32]), &keys));
+                    }
+                    Manner::Newer => (welcome.format_min, welcome.format_max) = (7, 9),
+                    Manner::Confused => {
+                        welcome.node_entries = u64::MAX;
+                        welcome.next_number = u64::MAX;
+                        welcome.node_head = Bytes::from_static(b"no hash");
+                    }
+                    _ => {}
+                }
+                vec![to_agent::Message::Welcome(welcome)]
             }
             to_collector::Message::Wrap(wrap) => {
                 let id = GenerationId::try_from(&wrap.generation_id[..]).unwrap();
@@ -195,7 +215,7 @@ impl Held {
                     }
                 }
             }
-            Manner::Honest | Manner::Nervous => {}
+            Manner::Honest | Manner::Nervous | Manner::Disguised | Manner::Newer | Manner::Confused => {}
         }
         if let Some(hash) = self.hashes.get(&(session, seq))
             && self.chains.get(&session).is_some_and(|c| c.next_seq > seq)
@@ -537,6 +557,64 @@ fn lies_delete_nothing_and_the_truth_still_arrives() {
         collector.until("the session is whole", |held| held.chains.get(&id).is_some_and(|c| c.closed)).await;
         assert_eq!(collector.held().marks(id), (1..=30).collect::<Vec<_>>());
         recording.drain().await.unwrap();
+    });
+}
+
+#[test]
+fn a_collector_that_is_not_itself_gets_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let collector = Collector::new(Manner::Honest);
+        let (port, _server) = collector.listen(0).await;
+        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        for (manner, said) in [
+            (Manner::Disguised, "not signed by the collector's receipt key"),
+            (Manner::Newer, "upgrade the older one"),
+            (Manner::Confused, "made no sense"),
+        ] {
+            collector.manner(manner);
+            let (recorder, recording) = start(folder.path()).await;
+            wait_for(said, || serde_json::to_string(&recording.status()).unwrap().contains(said)).await;
+            session(&recorder, 1).await;
+            let collected = collector.held().chains.len();
+            assert_eq!(collected, 0, "{manner:?}");
+            drop((recorder, recording));
+            tokio::time::sleep(Duration::from_millis(600)).await;
+        }
+        collector.manner(Manner::Honest);
+        let (_recorder, recording) = start(folder.path()).await;
+        collector.until("all have come", |held| held.chains.values().filter(|c| c.closed).count() == 3).await;
+        recording.drain().await.unwrap();
+        assert!(collector.held().entries.iter().all(|e| !matches!(e.mark, Some(Mark::RolledBack(_)))));
+    });
+}
+
+#[test]
+fn a_node_log_that_was_deleted_goes_on_from_the_collectors_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let collector = Collector::new(Manner::Honest);
+        let (port, _server) = collector.listen(0).await;
+        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        let (recorder, recording) = start(folder.path()).await;
+        session(&recorder, 1).await;
+        collector
+            .until("it is closed in the log", |held| held.entries.iter().any(|e| !e.closed.is_empty()))
+            .await;
+        // Below the running agent.
+        for file in std::fs::read_dir(folder.path().join("nodelog")).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        session(&recorder, 2).await;
+        let rolled_back =
+            |held: &Held| held.entries.iter().any(|e| matches!(e.mark, Some(Mark::RolledBack(_))));
+        collector.until("it says that it was rolled back", rolled_back).await;
+        recording.drain().await.unwrap();
+        let held = collector.held();
+        let mut numbers: Vec<u64> = held.entries.iter().flat_map(|e| &e.opened).map(|o| o.number).collect();
+        numbers.dedup();
+        assert!(numbers.contains(&1), "{numbers:?}");
+        assert!(matches!(held.entries.last().unwrap().mark, Some(Mark::Stopped(_))));
     });
 }
 

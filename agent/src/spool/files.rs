@@ -12,6 +12,9 @@ use weir_proto::seal::{SIGNATURE_BYTES, Segment, SegmentError, VerifyingKey};
 
 /// No file of the spool is longer.
 pub(super) const FILE_BYTES_MAX: usize = SEGMENT_BYTES_MAX + SIGNATURE_BYTES;
+/// Threads that sync the files of one batch, and the files below which one thread is enough.
+const SYNC_THREADS: usize = 8;
+const SYNC_SHARE_MIN: usize = 4;
 pub(super) const SEGMENT_SUFFIX: &str = ".seg";
 pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
 
@@ -94,13 +97,29 @@ impl<'a> Batch<'a> {
     }
 
     pub(super) fn commit(self) -> io::Result<()> {
-        for (file, _, _) in &self.written {
-            file.sync_all()?;
-        }
+        self.sync()?;
         for (_, temporary, path) in &self.written {
             fs::rename(temporary, path)?;
         }
         sync_folder(self.folder)
+    }
+
+    /// Each sync of a file waits for the disk to empty its cache; those that wait together are served by one emptying.
+    fn sync(&self) -> io::Result<()> {
+        let share = self.written.len().div_ceil(SYNC_THREADS).max(SYNC_SHARE_MIN);
+        let mut shares = self.written.chunks(share);
+        let sync =
+            |files: &[(File, PathBuf, PathBuf)]| files.iter().try_for_each(|(file, _, _)| file.sync_all());
+        let first = shares.next().unwrap_or_default();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = shares.map(|files| scope.spawn(move || sync(files))).collect();
+            let own = sync(first);
+            let interrupted = || Err(io::ErrorKind::Interrupted.into());
+            others
+                .into_iter()
+                .map(|other| other.join().unwrap_or_else(|_| interrupted()))
+                .fold(own, Result::and)
+        })
     }
 }
 

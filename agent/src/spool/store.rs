@@ -474,9 +474,9 @@ impl Spool {
         self.lock().stick(at.session, at.seq, why);
     }
 
-    /// Sessions that cannot leave, and why.
-    pub(crate) fn stuck(&self) -> Vec<(SessionId, &'static str)> {
-        self.lock().sessions.iter().filter_map(|(id, held)| Some((*id, held.stuck?))).collect()
+    /// The first sessions that cannot leave, and why.
+    pub(crate) fn stuck(&self, most: usize) -> Vec<(SessionId, &'static str)> {
+        self.lock().sessions.iter().filter_map(|(id, held)| Some((*id, held.stuck?))).take(most).collect()
     }
 
     /// How many segments and bytes are held.
