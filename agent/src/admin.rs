@@ -20,9 +20,14 @@ const PEERS_MAX: usize = 64;
 /// A peer that does not finish its request head in this time is dropped.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) async fn serve(address: SocketAddr, node: Arc<Node>) -> io::Result<()> {
+pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!(address = %listener.local_addr()?, "admin listener");
+    Ok(listener)
+}
+
+/// Answers until the node drains.
+pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) {
     let served = node.clone();
     let peers = Arc::new(tokio::sync::Semaphore::new(PEERS_MAX));
     node.connections.spawn(async move {
@@ -31,7 +36,11 @@ pub(crate) async fn serve(address: SocketAddr, node: Arc<Node>) -> io::Result<()
                 accepted = listener.accept() => accepted,
                 () = served.draining.cancelled() => return,
             };
-            let Ok(permit) = peers.clone().acquire_owned().await else { return };
+            let permit = tokio::select! {
+                permit = peers.clone().acquire_owned() => permit,
+                () = served.draining.cancelled() => return,
+            };
+            let Ok(permit) = permit else { return };
             let Ok((stream, _)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -51,7 +60,6 @@ pub(crate) async fn serve(address: SocketAddr, node: Arc<Node>) -> io::Result<()
             });
         }
     });
-    Ok(())
 }
 
 async fn answer(request: Request<Incoming>, node: &Node) -> Result<Response<Full<Bytes>>, Infallible> {

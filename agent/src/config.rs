@@ -201,6 +201,15 @@ impl Config {
         if self.spool_mib == 0 {
             return wrong("spool_mib", "must be at least 1");
         }
+        let scope = self.scope.trim_end_matches('/');
+        for rule in &self.select {
+            if !(rule.cgroup.clone() + "/").starts_with(&format!("{scope}/")) {
+                return wrong(
+                    "select",
+                    &format!("{:?} is not inside scope, so no process would match", rule.cgroup),
+                );
+            }
+        }
         self.socket_permissions()?;
         let mut names = std::collections::BTreeSet::new();
         for target in &self.target {
@@ -273,6 +282,7 @@ mod tests {
     fn mistakes_are_named() {
         for (text, needle) in [
             ("own_cgroup = '/weir/agent'", "own_cgroup"),
+            ("[[select]]\nname = 'ci'\ncgroup = '/elsewhere'", "not inside scope"),
             ("socket_mode = 'rw'", "socket_mode"),
             ("journal_mib = 1", "journal_mib"),
             ("[[target]]\nname = 'a'\n[[target]]\nname = 'a'", "differ"),

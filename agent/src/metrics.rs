@@ -12,6 +12,7 @@ use weir_protocols::note::Coverage;
 pub(crate) struct Metrics {
     pub(crate) accepted: Counter,
     pub(crate) accept_errors: Counter,
+    pub(crate) over_limit: Counter,
     pub(crate) without_origin: Counter,
     pub(crate) untouched: Counter,
     pub(crate) denied: Counter,
@@ -28,8 +29,13 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 13] = [
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 14] = [
             ("accepted", "Redirected connections accepted", &self.accepted),
+            (
+                "over_limit",
+                "Connections reset because as many as the limit of open files allows are being served",
+                &self.over_limit,
+            ),
             ("accept_errors", "accept() calls that failed", &self.accept_errors),
             (
                 "without_origin",

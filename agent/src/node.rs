@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -28,6 +29,12 @@ use crate::{admin, control};
 
 /// How often runs are checked for their end.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Most sessions at once, whatever the limit of open files.
+const SESSIONS_MAX: usize = 100_000;
+/// Both legs, and what looking at the process takes for a moment.
+const FILES_PER_SESSION: usize = 3;
+/// Open files that sessions leave to the journal, the spool, shipping and the kernel tables.
+const FILES_RESERVED: usize = 256;
 /// After the drain, how long closed sessions may take to be recorded.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,6 +59,9 @@ pub(crate) struct Node {
     pub(crate) plan: MaskPlan,
     pub(crate) metrics: Metrics,
     pub(crate) scope: PathBuf,
+    pub(crate) cgroup_mount: PathBuf,
+    /// Most connections served at once; one more is reset and counted.
+    pub(crate) sessions_max: usize,
     /// Every task that serves a peer.
     pub(crate) connections: TaskTracker,
     /// No new work is taken.
@@ -91,8 +101,19 @@ impl Node {
         .await
         .context("cannot start recording")?;
 
-        let mount = find_cgroup2_mount()?;
+        // Everything else that can fail does so before the hooks are attached: from then on connections are refused.
+        let control = control::bind(&place.socket, config.socket_permissions()?)
+            .with_context(|| format!("cannot listen on {}", place.socket.display()))?;
+        let admin = match config.admin {
+            Some(address) => Some(
+                admin::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on the admin address {address}"))?,
+            ),
+            None => None,
+        };
         let scope = Cgroup::create(&place.scope).context("cannot make the scope's cgroup")?;
+        let adopts = place.pins.exists();
         let redirection = Redirection::attach(&Scope {
             governed: place.scope.clone(),
             own: place.own.clone(),
@@ -102,8 +123,32 @@ impl Node {
         })
         .context("cannot attach the kernel hooks; `weir-agent doctor` says what this kernel lacks")?;
         let redirection = Arc::new(redirection);
+        let node = Self::wire(&place, config, scope, redirection.clone(), recorder, recording);
+        let node = node.inspect_err(|_| {
+            // Hooks that an earlier node agent left go on refusing, as they did; a first start leaves none.
+            if !adopts && let Err(error) = redirection.detach() {
+                tracing::error!(%error, "the kernel hooks stay attached; `weir-agent detach` removes them");
+            }
+        })?;
+        control::serve(control, node.clone());
+        if let Some(admin) = admin {
+            admin::serve(admin, node.clone());
+        }
+        Ok(node)
+    }
 
-        let runs = Runs::adopt(redirection.clone(), config.select.clone(), mount, runs_dir(&place.state))?;
+    /// The hooks are attached: from here to listeners that serve.
+    fn wire(
+        place: &Place,
+        config: &Config,
+        scope: Cgroup,
+        redirection: Arc<Redirection>,
+        recorder: Recorder,
+        recording: Recording,
+    ) -> anyhow::Result<Arc<Self>> {
+        let mount = find_cgroup2_mount()?;
+        let runs =
+            Runs::adopt(redirection.clone(), config.select.clone(), mount.clone(), runs_dir(&place.state))?;
         let key = GrantKey::take().context("a second judge in one process")?;
         let node = Arc::new(Self {
             redirection,
@@ -113,6 +158,8 @@ impl Node {
             plan: MaskPlan::standard(),
             metrics: Metrics::default(),
             scope: scope.path().to_owned(),
+            cgroup_mount: mount,
+            sessions_max: sessions_max()?,
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
             drained: CancellationToken::new(),
@@ -124,14 +171,6 @@ impl Node {
         node.redirection.serve(&listeners.v4, listeners.v6.as_ref())?;
         node.connections.spawn(listeners.serve(node.clone()));
         node.connections.spawn(sweep(node.clone()));
-        control::serve(&place.socket, config.socket_permissions()?, node.clone())
-            .await
-            .with_context(|| format!("cannot listen on {}", place.socket.display()))?;
-        if let Some(address) = config.admin {
-            admin::serve(address, node.clone())
-                .await
-                .with_context(|| format!("cannot listen on the admin address {address}"))?;
-        }
         Ok(node)
     }
 
@@ -196,9 +235,9 @@ impl Node {
     fn count(&self) {
         match self.redirection.counters() {
             Ok(counters) => {
+                // A full table shows as a connection without a record: counted there.
                 let refused = [
                     Counted::RefusedNotReady,
-                    Counted::RefusedFull,
                     Counted::RefusedDevice,
                     Counted::StrangerPort,
                     Counted::NoRecord,
@@ -234,6 +273,20 @@ impl Node {
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
+}
+
+/// Raises the limit of open files to what this process may have, and says how many sessions that allows.
+fn sessions_max() -> anyhow::Result<usize> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
+    let hard = usize::try_from(hard).unwrap_or(usize::MAX);
+    let sessions = hard.saturating_sub(FILES_RESERVED) / FILES_PER_SESSION;
+    if sessions == 0 {
+        anyhow::bail!(
+            "at most {hard} files may be open, which is too few: raise the hard limit (LimitNOFILE=)"
+        );
+    }
+    Ok(sessions.min(SESSIONS_MAX))
 }
 
 /// A gate as scripts read it.

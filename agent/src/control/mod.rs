@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use server::serve;
+pub(crate) use server::{bind, serve};
 
 /// Longest message either way, bytes: argv can be long.
 const MESSAGE_BYTES_MAX: u64 = 4 * 1024 * 1024;

@@ -8,20 +8,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use weir_protocols::mask::MaskPlan;
 use zeroize::Zeroizing;
 
-use super::{Answer, ExecRequest, MESSAGE_BYTES_MAX, Request};
+use super::{ANSWER_TIMEOUT, Answer, ExecRequest, MESSAGE_BYTES_MAX, Request};
 use crate::node::Node;
-use crate::selection::NewRun;
+use crate::redirection::{Cgroup, RedirectionError};
+use crate::selection::{NewRun, RunsError, cgroup_of};
 
 /// How long a connected peer may take to ask.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Peers being answered at once.
 const PEERS_MAX: usize = 256;
+/// What a run keeps of what a peer says about it, bytes.
+const LABEL_BYTES_MAX: usize = 16 * 1024;
+const ARGV_BYTES_MAX: usize = 256 * 1024;
+const TOKEN_BYTES_MAX: usize = 64 * 1024;
 
 /// Binds the socket, replacing one that a dead node agent left.
 pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
@@ -44,8 +50,7 @@ pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
 }
 
 /// Answers until the node drains.
-pub(crate) async fn serve(path: &Path, mode: u32, node: Arc<Node>) -> io::Result<()> {
-    let listener = bind(path, mode)?;
+pub(crate) fn serve(listener: UnixListener, node: Arc<Node>) {
     let peers = Arc::new(tokio::sync::Semaphore::new(PEERS_MAX));
     let served = node.clone();
     node.connections.spawn(async move {
@@ -54,7 +59,11 @@ pub(crate) async fn serve(path: &Path, mode: u32, node: Arc<Node>) -> io::Result
                 accepted = listener.accept() => accepted,
                 () = served.draining.cancelled() => return,
             };
-            let Ok(permit) = peers.clone().acquire_owned().await else { return };
+            let permit = tokio::select! {
+                permit = peers.clone().acquire_owned() => permit,
+                () = served.draining.cancelled() => return,
+            };
+            let Ok(permit) = permit else { return };
             match stream {
                 Ok((stream, _)) => {
                     let node = served.clone();
@@ -72,7 +81,6 @@ pub(crate) async fn serve(path: &Path, mode: u32, node: Arc<Node>) -> io::Result
             }
         }
     });
-    Ok(())
 }
 
 async fn answer(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
@@ -90,7 +98,7 @@ async fn answer(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
             let begun = tokio::task::spawn_blocking(move || begin(&node, &peer, request)).await;
             match begun {
                 Ok(Ok(run)) => Answer::Run(run),
-                Ok(Err(error)) => Answer::Error(chain(&*error)),
+                Ok(Err(error)) => Answer::Error(chain(&error)),
                 Err(_) => Answer::Error("the node agent failed".to_owned()),
             }
         }
@@ -99,17 +107,20 @@ async fn answer(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    write.write_all(&line).await
+    match tokio::time::timeout(ANSWER_TIMEOUT, write.write_all(&line)).await {
+        Ok(written) => written,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// Makes the asking process the first of a new run: own cgroup, kernel tables filled, only then answered.
-fn begin(
-    node: &Node,
-    peer: &Peer,
-    request: ExecRequest,
-) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
-    let parent = node.redirection.process_run(peer.pid).and_then(|run| node.runs.find(run));
-    let above = parent.as_ref().map_or_else(|| node.scope.clone(), |run| run.cgroup.clone());
+fn begin(node: &Node, peer: &Peer, request: ExecRequest) -> Result<String, BeginError> {
+    check(&request)?;
+    peer.still_lives()?;
+    let before = cgroup_of(peer.pid);
+    let parent = node.runs.of_process(peer.pid);
+    let above = parent.as_ref().filter(|run| run.cgroup_id != 0);
+    let above = above.map_or_else(|| node.scope.clone(), |run| run.cgroup.clone());
     let cgroup = node.make_cgroup(&above)?;
     let new = NewRun {
         parent: parent.map(|run| run.id),
@@ -121,19 +132,58 @@ fn begin(
         cgroup: cgroup.path().to_owned(),
         owns_cgroup: true,
     };
-    let begun = node.runs.begin(&new, &cgroup).map_err(Box::from).and_then(|run| {
-        cgroup.move_in(peer.pid)?;
-        node.redirection.govern_process(peer.pid, run.id)?;
-        // The pid is the peer's only while the peer lives; a process that took it over must not have been governed.
+    let run = match node.runs.begin(&new, &cgroup) {
+        Ok(run) => run,
+        Err(error) => {
+            fs::remove_dir(cgroup.path())?;
+            return Err(error.into());
+        }
+    };
+    let governed = cgroup.move_in(peer.pid).map_err(BeginError::from).and_then(|()| {
+        // The pid is the peer's only while the peer lives; a process that took it over must not be governed.
         peer.still_lives()?;
-        Ok(run.id.to_string())
+        Ok(node.redirection.govern_process(peer.pid, run.id)?)
     });
-    if begun.is_err() {
-        // Busy while the peer is in it; then its run ends like any other, with its last process.
-        let _busy = fs::remove_dir(cgroup.path());
-        tracing::warn!(pid = peer.pid, "a run could not begin");
+    if let Err(error) = governed {
+        if let Some(before) = before {
+            // Whoever has the pid now goes back to where it was; nobody, when nobody has it.
+            let back = node.cgroup_mount.join(before.trim_start_matches('/'));
+            let _gone = Cgroup::open(&back).and_then(|cgroup| cgroup.move_in(peer.pid));
+        }
+        node.runs.end(&run);
+        return Err(error);
     }
-    begun
+    Ok(run.id.to_string())
+}
+
+/// Bounds on what a peer may have kept for it.
+fn check(request: &ExecRequest) -> Result<(), BeginError> {
+    let label_bytes: usize = request.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let argv_bytes: usize = request.argv.iter().map(String::len).sum();
+    let token_bytes = request.token.as_ref().map_or(0, String::len);
+    for (what, bytes, bytes_max) in [
+        ("labels", label_bytes, LABEL_BYTES_MAX),
+        ("command line", argv_bytes, ARGV_BYTES_MAX),
+        ("token", token_bytes, TOKEN_BYTES_MAX),
+    ] {
+        if bytes > bytes_max {
+            return Err(BeginError::TooLong { what, bytes, bytes_max });
+        }
+    }
+    Ok(())
+}
+
+/// The asking process could not be governed.
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error("the {what} is {bytes} bytes long, at most {bytes_max} are taken")]
+    TooLong { what: &'static str, bytes: usize, bytes_max: usize },
+    #[error("cannot tell who asks")]
+    Peer(#[from] io::Error),
+    #[error("cannot govern the asking process")]
+    Redirection(#[from] RedirectionError),
+    #[error(transparent)]
+    Runs(#[from] RunsError),
 }
 
 /// Who asks, as the kernel tells it.
@@ -147,8 +197,15 @@ impl Peer {
     fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
         let pid = u32::try_from(credentials.pid()).map_err(io::Error::other)?;
-        // Kernels before 6.5 have no SO_PEERPIDFD: there the peer is taken by its pid while it waits for the answer.
-        let pidfd = getsockopt(stream, sockopt::PeerPidfd).ok();
+        if pid == 0 {
+            return Err(io::Error::other("it is in another pid namespace, where its pid means nothing here"));
+        }
+        let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
+            Ok(pidfd) => Some(pidfd),
+            // Kernels before 6.5 have no SO_PEERPIDFD: there the peer is taken by its pid while it waits for the answer.
+            Err(Errno::ENOPROTOOPT) => None,
+            Err(gone) => return Err(gone.into()),
+        };
         Ok(Self { pid, uid: credentials.uid(), pidfd })
     }
 

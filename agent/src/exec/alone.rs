@@ -50,9 +50,12 @@ pub(crate) fn supervise(exec: &Exec, config: Config, local: &Path) -> anyhow::Re
         let node = Node::start(place, &config).await?;
         let outcome = run(exec, token, &node, &cgroups, &socket).await;
         node.stop().await;
-        node.redirection
-            .detach()
-            .context("the kernel hooks stay attached; `weir-agent detach` removes them")?;
+        if let Err(error) = node.redirection.detach() {
+            // The command has run: its exit code is the answer.
+            eprintln!(
+                "weir-agent: the kernel hooks stay attached; `weir-agent detach` removes them: {error}"
+            );
+        }
         outcome
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -77,6 +80,7 @@ async fn run(
         ..NewRun::default()
     };
     let run = node.runs.begin(&new, &cgroups.run)?;
+    node.runs.keep_to(&run);
     let terminal = Terminal::held();
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -119,7 +123,10 @@ async fn run(
     if let Some(terminal) = &terminal {
         terminal.give_to(terminal.group);
     }
-    leftovers(node, cgroups, run.id, &mut interrupt, &mut terminate).await?;
+    if let Err(error) = leftovers(node, cgroups, run.id, &mut interrupt, &mut terminate).await {
+        // The command has run: its exit code is the answer.
+        eprintln!("weir-agent: cannot tell whether background processes go on: {error:#}");
+    }
     node.runs.end(&run);
     Ok(exit_code(status))
 }
@@ -161,7 +168,7 @@ pub(crate) enum BecomeError {
     #[error("cannot join the run's cgroup")]
     Cgroup(#[from] RedirectionError),
     #[error("cannot take the terminal")]
-    Terminal(#[from] nix::Error),
+    Terminal(#[from] io::Error),
 }
 
 /// The child's part: joins the run's cgroup, takes the terminal, becomes the command.
@@ -181,7 +188,8 @@ struct Terminal {
 impl Terminal {
     fn held() -> Option<Self> {
         let group = nix::unistd::getpgrp();
-        (nix::unistd::tcgetpgrp(io::stdin()) == Ok(group)).then_some(Self { group })
+        let terminal = terminal().ok()?;
+        (nix::unistd::tcgetpgrp(&terminal) == Ok(group)).then_some(Self { group })
     }
 
     fn give_to(&self, group: Pid) {
@@ -200,19 +208,28 @@ impl Terminal {
         self.give_to(self.group);
         // The node agent's threads stop with it: connections of background processes wait as long.
         let _stopped = nix::sys::signal::kill(Pid::this(), Signal::SIGSTOP);
-        self.give_to(group);
+        // Continued in the background (`bg`), the terminal is the shell's to give.
+        if terminal().is_ok_and(|terminal| nix::unistd::tcgetpgrp(&terminal) == Ok(self.group)) {
+            self.give_to(group);
+        }
         let _gone = nix::sys::signal::killpg(group, Signal::SIGCONT);
     }
 }
 
 /// Makes a group the terminal's foreground. A background process that does so is sent SIGTTOU, unless it blocks it.
-fn take_terminal(group: Pid) -> nix::Result<()> {
+fn take_terminal(group: Pid) -> io::Result<()> {
+    let terminal = terminal()?;
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGTTOU);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
-    let taken = nix::unistd::tcsetpgrp(io::stdin(), group);
+    let taken = nix::unistd::tcsetpgrp(&terminal, group);
     sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&blocked), None)?;
-    taken
+    Ok(taken?)
+}
+
+/// The controlling terminal, whatever stdin is.
+fn terminal() -> io::Result<fs::File> {
+    fs::File::open("/dev/tty")
 }
 
 /// `<here>/weir-PID/{agent,run}`: below the cgroup this process was in, so that an outer node agent still sees all of it.

@@ -67,6 +67,10 @@ async fn accept(listener: TcpListener, node: Arc<Node>) {
             () = node.draining.cancelled() => return,
         };
         match accepted {
+            Ok((client, _)) if node.connections.len() >= node.sessions_max => {
+                node.metrics.over_limit.inc();
+                connection::reset(client);
+            }
             Ok((client, _)) => {
                 node.metrics.accepted.inc();
                 let node_of_connection = node.clone();

@@ -1,5 +1,6 @@
 //! The story of one connection, top to bottom: whose is it, may it connect, dial, pump, close.
 
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -30,7 +31,7 @@ pub(crate) async fn serve(client: TcpStream, node: &Node) {
             return reset(client);
         }
     };
-    let process = Process::read(&flow);
+    let process = Process::read(&flow).await;
     match node.runs.choose(&flow, &process) {
         Chosen::Governed(run) => {
             if let Err(error) = govern(client, &flow, &process, &run, node).await {
@@ -86,18 +87,16 @@ async fn forward(
     node: &Node,
 ) -> Result<(), TapeError> {
     tape.judged(ExchangeId::SESSION, &Verdict::Allow(permit)).await?;
-    let upstream = tokio::select! {
-        dialled = dial(flow) => dialled,
-        () = node.drained.cancelled() => Err(std::io::ErrorKind::Interrupted.into()),
-        _ = client.ready(tokio::io::Interest::ERROR) => Err(std::io::ErrorKind::ConnectionAborted.into()),
-    };
-    let upstream = match upstream {
+    let upstream = match reach(&client, flow, node).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            node.metrics.dial_errors.inc();
             tracing::debug!(origin = %flow.origin, %error, "upstream");
             reset(client);
-            return tape.close(dial_failure(&error), Some("upstream-unreachable")).await;
+            let failure = DialFailure::of(&error);
+            if failure.is_upstreams {
+                node.metrics.dial_errors.inc();
+            }
+            return tape.close(failure.cause, Some(failure.refused)).await;
         }
     };
     node.metrics.open.inc();
@@ -120,12 +119,16 @@ async fn forward(
 /// Not a governed process after all: its bytes are passed on and nothing is kept but a count.
 async fn pass(mut client: TcpStream, flow: &Flow, node: &Node) {
     node.metrics.untouched.inc();
-    match dial(flow).await {
+    upstream::prepare(&client);
+    match reach(&client, flow, node).await {
         Ok(mut upstream) => {
-            tokio::select! {
-                // Either side's reset ends it; there is nobody to tell.
-                _ = tokio::io::copy_bidirectional(&mut client, &mut upstream) => {}
-                () = node.drained.cancelled() => {}
+            let whole = tokio::select! {
+                copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => copied.is_ok(),
+                () = node.drained.cancelled() => false,
+            };
+            if !whole {
+                reset(client);
+                reset(upstream);
             }
         }
         Err(error) => {
@@ -142,15 +145,36 @@ pub(crate) fn reset(stream: TcpStream) {
     }
 }
 
-fn dial_failure(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::ConnectionRefused => "upstream-refused",
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "upstream-without-route",
-        ErrorKind::TimedOut => "upstream-timeout",
-        ErrorKind::ConnectionAborted => "client-reset",
-        ErrorKind::Interrupted => "drained",
-        _ => "upstream-error",
+/// Dials, as long as the client is there and the node goes on.
+async fn reach(client: &TcpStream, flow: &Flow, node: &Node) -> io::Result<TcpStream> {
+    tokio::select! {
+        dialled = dial(flow) => dialled,
+        () = node.drained.cancelled() => Err(ErrorKind::Interrupted.into()),
+        _ = client.ready(tokio::io::Interest::ERROR) => Err(ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+/// Why a session came to nothing before it began.
+struct DialFailure {
+    /// The word recorded in `Closed.cause`.
+    cause: &'static str,
+    /// The reason for which the session counts as refused.
+    refused: &'static str,
+    is_upstreams: bool,
+}
+
+impl DialFailure {
+    fn of(error: &io::Error) -> Self {
+        let upstreams = |cause| Self { cause, refused: "upstream-unreachable", is_upstreams: true };
+        let ours = |cause| Self { cause, refused: cause, is_upstreams: false };
+        match error.kind() {
+            ErrorKind::ConnectionRefused => upstreams("upstream-refused"),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => upstreams("upstream-without-route"),
+            ErrorKind::TimedOut => upstreams("upstream-timeout"),
+            ErrorKind::ConnectionAborted => ours("client-reset"),
+            ErrorKind::Interrupted => ours("drained"),
+            _ => upstreams("upstream-error"),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod connection;
 mod pump;
 mod refuse;
 mod tape;
+mod unsent;
 mod upstream;
 
 pub(crate) use tape::Tape;

@@ -29,6 +29,7 @@ use weir_protocols::{
 };
 
 use super::tape::{Tape, TapeError};
+use super::unsent::unsent_bytes;
 use crate::policy::judge::Standing;
 use crate::policy::{Judge, Judgement};
 use crate::recording::clock;
@@ -44,6 +45,13 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 const READ_BYTES_KEPT: usize = 16 * 1024;
 /// After one side has ended, the other may be silent this long before both are closed.
 const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(15 * 60);
+/// After the end of a connection is decided, how long what the client is still to be told may take to reach it.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a socket is asked whether its peer has it all.
+const UNSENT_INTERVAL: Duration = Duration::from_millis(5);
+/// A read buffer with less room than this is replaced: slices of small reads share one allocation, so that what waits in a
+/// queue costs about what it holds.
+const READ_ROOM_MIN: usize = 1024;
 
 /// How a pumped connection came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +64,8 @@ pub(crate) enum Ending {
     Drained,
     /// One side had ended and the other stayed silent for too long.
     Idle,
+    /// A failure of ours.
+    Broken,
 }
 
 impl Ending {
@@ -67,7 +77,14 @@ impl Ending {
             Ending::Aborted(cause) => cause.word(),
             Ending::Drained => "drained",
             Ending::Idle => "half-closed-idle",
+            Ending::Broken => "agent-error",
         }
+    }
+
+    /// What is queued for the client is still to reach it: a fatal error that we answered, or what an upstream said before
+    /// it was gone.
+    fn has_last_words(self) -> bool {
+        matches!(self, Ending::Aborted(Cause::Finished | Cause::Reset(Side::Upstream)))
     }
 
     fn resets(self) -> bool {
@@ -106,6 +123,8 @@ pub(crate) struct Pump<'a> {
     held: Vec<(ExchangeId, oneshot::Receiver<Verdict>)>,
     first_end: Option<Side>,
     ending: Option<Ending>,
+    /// When an ending with last words happens all the same.
+    last_words_until: Option<Instant>,
     half_closed_until: Option<Instant>,
 }
 
@@ -156,6 +175,7 @@ impl<'a> Pump<'a> {
             held: Vec::new(),
             first_end: None,
             ending: None,
+            last_words_until: None,
             half_closed_until: None,
         }
     }
@@ -163,13 +183,41 @@ impl<'a> Pump<'a> {
     /// Runs to the end of the connection. Both sockets are closed when it returns: by FIN after an orderly end, else by RST.
     pub(crate) async fn run(mut self) -> Result<Ending, PumpError> {
         let result = self.turns().await;
-        let reset = result.as_ref().map_or(true, |ending| ending.resets());
-        for leg in &self.legs {
-            if reset {
-                leg.reset_on_close();
-            }
+        match &result {
+            Ok(ending) if ending.has_last_words() => self.last_words_sent().await,
+            Ok(_) => {}
+            Err(error) => self.broken(error).await,
+        }
+        if result.as_ref().map_or(true, |ending| ending.resets()) {
+            self.legs.iter().for_each(Leg::reset_on_close);
         }
         result
+    }
+
+    /// Our own failure: the conversation still finishes its exchanges and a gap says what happened, as far as that can be
+    /// recorded at all.
+    async fn broken(&mut self, error: &PumpError) {
+        tracing::warn!(%error, "a connection is given up");
+        let gap = Note::Gap { reason: "agent-error", bytes: 0 };
+        let recorded = match self.abort_for(Ending::Broken).await {
+            Ok(_) => self.note(ExchangeId::SESSION, gap).await,
+            Err(_) => self.tape.note(ExchangeId::SESSION, gap).await.map_err(PumpError::from),
+        };
+        if let Err(error) = recorded {
+            tracing::error!(%error, "nor can the gap be recorded");
+        }
+    }
+
+    /// A reset throws away what the kernel has not sent: the client's kernel is given time to take it first.
+    async fn last_words_sent(&mut self) {
+        let client = &self.legs[Side::Client.index()];
+        let until = clock::now().after_ms(LAST_WORDS_TIMEOUT.as_millis() as u64);
+        while !client.gone
+            && unsent_bytes(&client.stream).is_some_and(|bytes| bytes > 0)
+            && clock::now() < until
+        {
+            tokio::time::sleep(UNSENT_INTERVAL).await;
+        }
     }
 
     async fn turns(&mut self) -> Result<Ending, PumpError> {
@@ -179,6 +227,17 @@ impl<'a> Pump<'a> {
             if let Some(ending) = self.ended() {
                 return Ok(ending);
             }
+            // A connection that always has something to read never waits: what else may have come is looked at here.
+            if self.terms.drained.is_cancelled() {
+                return self.abort_for(Ending::Drained).await;
+            }
+            if self.both_ended() {
+                // Whatever the conversation still waits for can no longer come.
+                self.abort_for(Ending::Drained).await?;
+                return Ok(Ending::Ended(self.first_end.unwrap_or(Side::Client)));
+            }
+            self.tick()?;
+            self.answered_holds();
             if self.verdict_inputs().await? || self.read()? {
                 tokio::task::consume_budget().await;
                 continue;
@@ -212,13 +271,12 @@ impl<'a> Pump<'a> {
             }
             match effect {
                 Effect::Upstream(cleared) => {
-                    let bytes = cleared.into_bytes();
-                    self.tape.forwarded(Side::Client, bytes.len());
-                    self.legs[Side::Upstream.index()].queue(bytes);
+                    let taken = self.legs[Side::Upstream.index()].queue(cleared.into_bytes());
+                    self.tape.forwarded(Side::Client, taken);
                 }
                 Effect::Client(bytes) => {
-                    self.tape.forwarded(Side::Upstream, bytes.len());
-                    self.legs[Side::Client.index()].queue(bytes);
+                    let taken = self.legs[Side::Client.index()].queue(bytes);
+                    self.tape.forwarded(Side::Upstream, taken);
                 }
                 Effect::Ask(exchange, operation) => self.ask(exchange, &operation),
                 Effect::Withdraw(exchange) => {
@@ -228,7 +286,11 @@ impl<'a> Pump<'a> {
                 Effect::Note(exchange, note) => self.note(exchange, note).await?,
                 Effect::Become(kind, pending) => self.become_kind(kind, pending)?,
                 Effect::End(side) => self.legs[side.index()].end_after_out = true,
-                Effect::Abort(cause) => self.ending = Some(Ending::Aborted(cause)),
+                Effect::Abort(cause) => {
+                    self.ending = Some(Ending::Aborted(cause));
+                    self.last_words_until =
+                        Some(clock::now().after_ms(LAST_WORDS_TIMEOUT.as_millis() as u64));
+                }
             }
         }
         Ok(())
@@ -303,12 +365,37 @@ impl<'a> Pump<'a> {
             return None;
         }
         if let Some(ending) = self.ending {
-            // An orderly abort (a fatal error was answered) still delivers what is queued.
-            let delivered = self.legs.iter().all(|leg| leg.out.is_empty() || leg.gone);
-            return (ending.resets() || delivered).then_some(ending);
+            let client = &self.legs[Side::Client.index()];
+            let said = client.out.is_empty() || client.gone || self.last_words_until <= Some(clock::now());
+            return (said || !ending.has_last_words()).then_some(ending);
         }
         let over = self.legs.iter().all(|leg| leg.read_ended && (leg.write_ended || leg.gone));
         over.then(|| Ending::Ended(self.first_end.unwrap_or(Side::Client)))
+    }
+
+    /// Nothing more can come from anywhere, and all that was to be sent is.
+    fn both_ended(&self) -> bool {
+        self.ending.is_none()
+            && self.legs.iter().all(|leg| leg.read_ended && leg.out.is_empty())
+            && self.effects.is_empty()
+            && self.verdicts.is_empty()
+            && self.held.is_empty()
+    }
+
+    /// Holds that were answered while there was no time to wait for them.
+    fn answered_holds(&mut self) {
+        let verdicts = &mut self.verdicts;
+        self.held.retain_mut(|(exchange, answer)| match answer.try_recv() {
+            Ok(verdict) => {
+                verdicts.push_back((*exchange, verdict));
+                false
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => {
+                verdicts.push_back((*exchange, unanswered()));
+                false
+            }
+        });
     }
 
     /// Step 3a: a verdict that has come: recorded, then acted on.
@@ -380,8 +467,9 @@ impl<'a> Pump<'a> {
     /// Step 4: waits for whatever comes first.
     async fn wait(&mut self) -> Wake {
         let interests = [self.interest(Side::Client), self.interest(Side::Upstream)];
-        let deadline =
-            [self.conversation.next_deadline(), self.half_closed_until].into_iter().flatten().min();
+        let last_words = self.ending.and(self.last_words_until);
+        let deadlines = [self.conversation.next_deadline(), self.half_closed_until, last_words];
+        let deadline = deadlines.into_iter().flatten().min();
         let (legs, held, drained) = (&self.legs, &mut self.held, self.terms.drained);
         tokio::select! {
             wake = ready(&legs[0], Side::Client, interests[0]) => wake,
@@ -437,20 +525,27 @@ impl Leg {
         }
     }
 
-    fn queue(&mut self, bytes: Bytes) {
-        if !self.gone && !self.write_ended && !bytes.is_empty() {
-            self.out_bytes += bytes.len();
-            self.out.push_back(bytes);
+    /// How many of the bytes will be sent: all, or none when this side takes no more.
+    fn queue(&mut self, bytes: Bytes) -> usize {
+        if self.gone || self.write_ended || bytes.is_empty() {
+            return 0;
         }
+        let length = bytes.len();
+        self.out_bytes += length;
+        self.out.push_back(bytes);
+        length
     }
 
     /// One read: `None` when nothing is there, empty at the end.
     fn read(&mut self) -> io::Result<Option<Bytes>> {
-        // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
-        self.read_buffer.reserve(self.read_bytes_next);
+        if self.read_buffer.capacity() - self.read_buffer.len() < READ_ROOM_MIN {
+            // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
+            self.read_buffer.reserve(self.read_bytes_next);
+        }
+        let room = self.read_buffer.capacity() - self.read_buffer.len();
         match self.stream.try_read_buf(&mut self.read_buffer) {
             Ok(read) => {
-                if read >= self.read_bytes_next && self.read_bytes_next < READ_BYTES_MAX {
+                if read >= room {
                     self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
                 }
                 Ok(Some(self.read_buffer.split().freeze()))
@@ -459,6 +554,7 @@ impl Leg {
                 // An idle connection keeps no large buffer.
                 if self.read_buffer.capacity() > READ_BYTES_KEPT {
                     self.read_buffer = BytesMut::new();
+                    self.read_bytes_next = READ_BYTES_MIN;
                 }
                 Ok(None)
             }

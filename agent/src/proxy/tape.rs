@@ -129,7 +129,9 @@ impl Tape {
             let bytes = self.left_out_bytes;
             let gap =
                 v1::Gap { reason: format!("capture-{}", self.capture.word()), bytes, ..Default::default() };
-            self.write(event::Kind::Gap(gap)).await?;
+            if let Err(error) = self.write(event::Kind::Gap(gap)).await {
+                tracing::error!(%error, "what the capture level left out is not on record");
+            }
         }
         let (coverage, reason) = coverage_event(self.coverage);
         let closed = v1::Closed {

@@ -20,7 +20,9 @@ pub(crate) async fn dial(flow: &Flow) -> io::Result<TcpStream> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    if let Some(device) = &flow.bound_device_name() {
+    if flow.bound_device.is_some() {
+        // A device that is gone: the process had forbidden every other way.
+        let device = flow.bound_device_name().ok_or(io::Error::from_raw_os_error(libc::ENODEV))?;
         socket.bind_device(Some(device.as_bytes()))?;
     }
     if let Some(source) = flow.bound_source
@@ -42,7 +44,12 @@ pub(crate) async fn dial(flow: &Flow) -> io::Result<TcpStream> {
 /// What both legs want. A socket option that fails costs latency, not correctness.
 pub(crate) fn prepare(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    let result = stream.set_nodelay(true).and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    let socket = SockRef::from(stream);
+    // Urgent bytes stay in their place in the stream; out of band they would be neither forwarded nor recorded.
+    let result = stream
+        .set_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.set_out_of_band_inline(true));
     if let Err(error) = result {
         tracing::debug!(%error, "socket options");
     }

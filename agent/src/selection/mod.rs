@@ -10,7 +10,7 @@ mod rules;
 mod run;
 mod runs;
 
-pub(crate) use process::Process;
+pub(crate) use process::{Process, cgroup_of};
 pub(crate) use rules::Select;
 pub(crate) use run::{NewRun, Run, host_name};
-pub(crate) use runs::{Chosen, Runs, runs_dir};
+pub(crate) use runs::{Chosen, Runs, RunsError, runs_dir};

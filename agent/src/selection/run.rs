@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weir_proto::{RunId, v1};
 use zeroize::Zeroizing;
 
-use crate::recording::clock;
+use crate::recording::{clock, write_file};
 
 /// What is known when a run begins.
 #[derive(Debug, Default)]
@@ -24,7 +23,7 @@ pub(crate) struct NewRun {
     pub(crate) argv: Vec<String>,
     /// The identity token handed in with the run; never recorded. Verified when identities are.
     pub(crate) token: Option<Zeroizing<String>>,
-    /// Directory of the run's cgroup.
+    /// Directory of the run's cgroup; empty when it has none.
     pub(crate) cgroup: PathBuf,
     /// Whether the node agent made the cgroup, so removes it at the end.
     pub(crate) owns_cgroup: bool,
@@ -45,12 +44,14 @@ pub(crate) struct Run {
     pub(crate) boot_id: String,
     pub(crate) host: String,
     pub(crate) cgroup: PathBuf,
+    /// What the kernel knows the cgroup by; 0 = it has none.
+    pub(crate) cgroup_id: u64,
     pub(crate) owns_cgroup: bool,
     pub(crate) has_token: bool,
 }
 
 impl Run {
-    pub(crate) fn new(new: &NewRun) -> Self {
+    pub(crate) fn new(new: &NewRun, cgroup_id: u64) -> Self {
         Self {
             id: RunId::generate(),
             parent: new.parent,
@@ -62,6 +63,7 @@ impl Run {
             boot_id: super::process::boot_id().to_owned(),
             host: host_name(),
             cgroup: new.cgroup.clone(),
+            cgroup_id,
             owns_cgroup: new.owns_cgroup,
             has_token: new.token.is_some(),
         }
@@ -83,9 +85,9 @@ impl Run {
     /// Keeps it, and the token apart, readable by root only.
     pub(crate) fn save(&self, dir: &Path, token: Option<&Zeroizing<String>>) -> io::Result<()> {
         let json = serde_json::to_vec_pretty(self)?;
-        write_private(&dir.join(format!("{}.json", self.id)), &json)?;
+        write_file(&dir.join(format!("{}.json", self.id)), &json)?;
         match token {
-            Some(token) => write_private(&dir.join(format!("{}.token", self.id)), token.as_bytes()),
+            Some(token) => write_file(&dir.join(format!("{}.token", self.id)), token.as_bytes()),
             None => Ok(()),
         }
     }
@@ -116,12 +118,6 @@ impl Run {
         }
         Ok(runs)
     }
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 pub(crate) fn host_name() -> String {

@@ -19,6 +19,7 @@ struct Scene {
     server: TcpStream,
     held: mpsc::UnboundedReceiver<(ExchangeId, oneshot::Sender<Verdict>)>,
     pumped: tokio::task::JoinHandle<Ending>,
+    drained: CancellationToken,
     _recording: Recording,
     _dir: tempfile::TempDir,
 }
@@ -45,25 +46,29 @@ impl Scene {
     /// An opaque session; `hold` makes its judge wait for the test.
     async fn set(rules: &str, hold: bool) -> Self {
         let (application, client) = pair().await;
+        // Small, so that what the application does not read soon waits in the pump.
+        socket2::SockRef::from(&application).set_recv_buffer_size(4096).unwrap();
+        socket2::SockRef::from(&client).set_send_buffer_size(4096).unwrap();
         let (upstream, server) = pair().await;
         let (recorder, recording, dir) = recorder().await;
         let mut judge = Judge::new(GrantKey::for_tests(), Arc::new(toml::from_str::<Rules>(rules).unwrap()));
         let (holding, held) = mpsc::unbounded_channel();
         judge.hold = hold.then_some(holding);
         let (_, standing) = judge.connect("127.0.0.1:9".parse().unwrap()).unwrap();
+        let drained = CancellationToken::new();
+        let drained_of_pump = drained.clone();
         let pumped = tokio::spawn(async move {
             let record = recorder.open(v1::Opened::default()).await.unwrap();
             let mut tape = Tape::new(record, Capture::Full);
             let plan = MaskPlan::standard();
             let start = Start { first_exchange: ExchangeId::FIRST, plan: plan.clone() };
             let conversation = Kind::Opaque(Opacity::Unrecognized).start(start);
-            let drained = CancellationToken::new();
-            let terms = Terms { judge: &judge, standing: &standing, plan: &plan, drained: &drained };
+            let terms = Terms { judge: &judge, standing: &standing, plan: &plan, drained: &drained_of_pump };
             let ending = Pump::new(client, upstream, conversation, &mut tape, terms).run().await.unwrap();
             tape.close(ending.word(), None).await.unwrap();
             ending
         });
-        Self { application, server, held, pumped, _recording: recording, _dir: dir }
+        Self { application, server, held, pumped, drained, _recording: recording, _dir: dir }
     }
 }
 
@@ -135,15 +140,18 @@ async fn what_a_guarded_target_cannot_read_never_arrives() {
 #[tokio::test]
 async fn the_last_words_of_an_upstream_that_resets_are_delivered() {
     let mut scene = Scene::set("", false).await;
-    scene.server.write_all(b"goodbye").await.unwrap();
-    let mut words = [0; 7];
-    scene.application.read_exact(&mut words).await.unwrap();
-    assert_eq!(&words, b"goodbye");
+    let words = vec![b'w'; 48 * 1024];
+    scene.server.write_all(&words).await.unwrap();
+    // All of it has left the server, whose reset would otherwise throw it away.
+    while unsent_bytes(&scene.server) != Some(0) {
+        tokio::time::sleep(UNSENT_INTERVAL).await;
+    }
     reset(scene.server);
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Upstream)));
-    let mut rest = Vec::new();
-    let ended = scene.application.read_to_end(&mut rest).await;
+    let mut heard = Vec::new();
+    let ended = scene.application.read_to_end(&mut heard).await;
     assert!(ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
+    assert_eq!(heard.len(), words.len());
+    assert_eq!(scene.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Upstream)));
 }
 
 #[tokio::test]
@@ -165,4 +173,37 @@ async fn a_server_that_does_not_read_stops_the_client() {
         received += scene.server.read(&mut buffer).await.unwrap();
     }
     assert_eq!(received, sent, "and nothing is lost");
+}
+
+#[tokio::test]
+async fn small_reads_that_wait_do_not_each_hold_a_buffer() {
+    let (mut sender, receiver) = pair().await;
+    sender.set_nodelay(true).unwrap();
+    let mut leg = Leg::new(receiver);
+    let mut kept = Vec::new();
+    for _ in 0..1000 {
+        sender.write_all(b"x").await.unwrap();
+        leg.stream.readable().await.unwrap();
+        kept.push(leg.read().unwrap().unwrap());
+    }
+    let allocations: std::collections::BTreeSet<_> =
+        kept.iter().map(|slice| slice.as_ptr() as usize / READ_BYTES_MAX).collect();
+    assert!(allocations.len() <= 8, "{} allocations for a thousand bytes", allocations.len());
+}
+
+#[tokio::test]
+async fn a_session_that_never_waits_still_drains() {
+    let mut scene = Scene::set("", false).await;
+    let writer = tokio::spawn(async move {
+        let block = vec![b'x'; 64 * 1024];
+        while scene.server.write_all(&block).await.is_ok() {}
+    });
+    let reader = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while scene.application.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+    });
+    scene.drained.cancel();
+    assert_eq!(scene.pumped.await.unwrap(), Ending::Drained);
+    writer.await.unwrap();
+    reader.await.unwrap();
 }
