@@ -29,6 +29,8 @@ pub(super) struct RecoveredSession {
     pub(super) records: Vec<RecoveredRecord>,
     /// Its last record says that it was closed.
     pub(super) closed: bool,
+    /// What came after its segments was in a file that did not read back.
+    pub(super) rotten: bool,
     /// Wall clock of the life it was recorded in; that life may have been another boot.
     pub(super) wall: Anchor,
     pub(super) last_ns: u64,
@@ -103,7 +105,7 @@ impl<'a> Found<'a> {
         let mut recovery = Recovery { next_number: log.next_number, ..Recovery::default() };
         let mut sessions = BTreeMap::new();
         let mut done = HashSet::new();
-        for Newest { draft, hash } in newest {
+        for Newest { draft, hash, mended } in newest {
             recovery.next_number = recovery.next_number.max(draft.number.saturating_add(1));
             let chain = ChainHead {
                 session: draft.session,
@@ -132,6 +134,7 @@ impl<'a> Found<'a> {
                 to: draft.journal.to,
                 records: Vec::new(),
                 closed: false,
+                rotten: *mended,
                 wall: draft.wall,
                 last_ns: draft.last_ns,
             };
@@ -200,6 +203,7 @@ impl<'a> Found<'a> {
             to: 0,
             records: Vec::new(),
             closed: false,
+            rotten: false,
             wall: Anchor { unix_ns: wall.unix_ns, boot_ns: wall.boot_ns, synchronized: wall.synchronized },
             last_ns: record.at_ns,
         };

@@ -471,6 +471,10 @@ impl Scribe {
     fn recover_session(&mut self, mut left: RecoveredSession) -> Result<(), SealError> {
         let mut cut = Cut::new(left.journal, left.to);
         let mut last_ns = left.last_ns;
+        if left.rotten {
+            let from_ns = left.records.first().map_or(last_ns, |record| record.at_ns);
+            cut.add_event(&gap("spool-corrupt", from_ns, from_ns));
+        }
         for record in &left.records {
             if !cut.takes(record.payload.len()) {
                 self.sealing.seal(&mut left.chain, &cut, false, left.wall)?;
@@ -522,11 +526,15 @@ impl Scribe {
 
 /// The end of a session that nobody ended: a gap from its last event on, then `Closed`.
 fn abandoned(cut: &mut Cut, cause: &str, from_ns: u64, to_ns: u64) {
-    let gap = v1::Gap { reason: cause.to_owned(), from_ns, to_ns, ..Default::default() };
-    let at_ns = to_ns.max(cut.last_ns());
-    cut.add_event(&Event { at_ns, kind: Some(Kind::Gap(gap)) });
+    let to_ns = to_ns.max(cut.last_ns());
+    cut.add_event(&gap(cause, from_ns, to_ns));
     let closed = v1::Closed { cause: cause.to_owned(), ..Default::default() };
-    cut.add_event(&Event { at_ns, kind: Some(Kind::Closed(closed)) });
+    cut.add_event(&Event { at_ns: to_ns, kind: Some(Kind::Closed(closed)) });
+}
+
+fn gap(reason: &str, from_ns: u64, to_ns: u64) -> Event {
+    let gap = v1::Gap { reason: reason.to_owned(), from_ns, to_ns, ..Default::default() };
+    Event { at_ns: to_ns, kind: Some(Kind::Gap(gap)) }
 }
 
 fn warn_generation(error: &GenerationError) {

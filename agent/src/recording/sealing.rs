@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use weir_proto::seal::events::EVENT_BYTES_MAX;
-use weir_proto::seal::segment::SEGMENT_PLAIN_TARGET;
+use weir_proto::seal::segment::{SEGMENT_EVENTS_MAX, SEGMENT_PLAIN_TARGET};
 use weir_proto::seal::{Anchor, Draft, Hash, JournalRange, NO_HASH, SealError, Sealer, push_event};
 use weir_proto::v1::Event;
 use weir_proto::{NodeId, RunId, SessionId};
@@ -14,6 +14,8 @@ use super::Counters;
 use super::generation::Generation;
 use crate::spool::Spooled;
 
+/// A cut takes this many events of the journal: a gap and an end that nobody recorded still fit behind them.
+pub(super) const CUT_EVENTS_MAX: u32 = SEGMENT_EVENTS_MAX - 2;
 /// zstd levels: as a rule, and while a journal is more than half full.
 const LEVEL: i32 = 3;
 pub(super) const LEVEL_FAST: i32 = 1;
@@ -55,7 +57,8 @@ impl Cut {
 
     /// Another event of this length still belongs to this segment.
     pub(super) fn takes(&self, payload: usize) -> bool {
-        self.is_empty() || self.plain.len() + payload <= SEGMENT_PLAIN_TARGET
+        self.is_empty()
+            || (self.plain.len() + payload <= SEGMENT_PLAIN_TARGET && self.events < CUT_EVENTS_MAX)
     }
 
     /// Adds a record of the journal.

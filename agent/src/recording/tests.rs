@@ -544,6 +544,49 @@ fn a_rotten_segment_is_set_aside_and_its_loss_is_signed() {
 }
 
 #[test]
+fn a_rotten_newest_segment_is_a_gap_in_a_chain_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (recorder, recording) = start(folder.path()).await;
+        let mut ids = Vec::new();
+        for size in [100_000, 10] {
+            let mut session = recorder.open(opened()).await.unwrap();
+            for n in 1..=4 {
+                session.write(data(n, &vec![n as u8; size])).await.unwrap();
+            }
+            ids.push(session.session());
+            session.close(closed()).await.unwrap();
+        }
+        recording.drain().await.unwrap();
+        drop((recorder, recording));
+        let mut files = segment_files(folder.path());
+        files.sort();
+        assert_eq!(files.len(), 3, "two of the first session, one of the second");
+        // One in its header, one in its ciphertext.
+        for (file, at) in [(&files[1], 6), (&files[2], 210)] {
+            let mut bytes = std::fs::read(file).unwrap();
+            bytes[at] ^= 0x80;
+            std::fs::write(file, bytes).unwrap();
+        }
+        let (recorder, recording) = start(folder.path()).await;
+        assert_eq!(recorder.counters().spool_quarantined.value(), 2);
+        recording.drain().await.unwrap();
+        let sessions = read_back(folder.path());
+        assert_eq!(sessions.keys().collect::<Vec<_>>(), [&ids[0]]);
+        let read = &sessions[&ids[0]];
+        assert_eq!(read.marks(), [1, 2]);
+        assert_eq!(read.gaps(), ["spool-corrupt", "agent-died"]);
+        assert!(read.closed);
+        // Of the second nothing is left but what the node signs.
+        let lost: Vec<_> = node_log(folder.path()).into_iter().flat_map(|e| e.lost).collect();
+        assert_eq!(
+            lost.iter().map(|l| (&l.session_id[..], l.from_seq)).collect::<Vec<_>>(),
+            [(&ids[1].as_bytes()[..], 0)]
+        );
+    });
+}
+
+#[test]
 fn a_torn_node_log_goes_on_from_its_last_good_entry() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {

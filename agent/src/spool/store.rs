@@ -85,7 +85,14 @@ struct Session {
     segments: BTreeMap<u64, Entry>,
     /// Closed in the node log, and nothing of it is in the journal: its last segment may go too.
     settled: bool,
-    stuck: Option<&'static str>,
+    stuck: Option<Stuck>,
+}
+
+/// From this segment on a session cannot leave.
+#[derive(Clone, Copy)]
+struct Stuck {
+    from: u64,
+    why: &'static str,
 }
 
 #[derive(Default)]
@@ -117,6 +124,8 @@ pub(crate) struct Spool {
 pub(crate) struct Newest {
     pub(crate) draft: Draft,
     pub(crate) hash: Hash,
+    /// There was a newer one, which did not read back.
+    pub(crate) mended: bool,
 }
 
 impl Spool {
@@ -217,7 +226,8 @@ impl Spool {
         state.next_order += 1;
         let at = SegmentRef { session: draft.session, seq: draft.seq };
         let session = state.sessions.entry(draft.session).or_default();
-        let stage = if session.stuck.is_some() { Stage::Stuck } else { Stage::Waiting };
+        let stuck = session.stuck.is_some_and(|stuck| stuck.from <= draft.seq);
+        let stage = if stuck { Stage::Stuck } else { Stage::Waiting };
         let entry = Entry { draft, bytes, hash, stage, order };
         if session.segments.insert(draft.seq, entry).is_none() {
             *state.generations.entry(draft.generation).or_default() += 1;
@@ -237,13 +247,16 @@ impl Spool {
         for session in sessions {
             loop {
                 let last = self.lock().sessions.get(&session).and_then(|s| s.segments.keys().last().copied());
-                let Some(seq) = last else { break };
-                let at = SegmentRef { session, seq };
-                if let Some((segment, _)) = self.read(at) {
-                    newest.push(Newest { draft: *segment.draft(), hash: *segment.hash() });
+                let Some(seq) = last else {
+                    // Nothing is left: if the journal still has its beginning, it begins again.
+                    self.lock().sessions.remove(&session);
+                    break;
+                };
+                if let Some((segment, _)) = self.read(SegmentRef { session, seq }) {
+                    let mended = self.lock().mend(session, seq + 1);
+                    newest.push(Newest { draft: *segment.draft(), hash: *segment.hash(), mended });
                     break;
                 }
-                self.lock().unstrand(at);
             }
         }
         newest
@@ -476,7 +489,7 @@ impl Spool {
 
     /// The first sessions that cannot leave, and why.
     pub(crate) fn stuck(&self, most: usize) -> Vec<(SessionId, &'static str)> {
-        self.lock().sessions.iter().filter_map(|(id, held)| Some((*id, held.stuck?))).take(most).collect()
+        self.lock().sessions.iter().filter_map(|(id, held)| Some((*id, held.stuck?.why))).take(most).collect()
     }
 
     /// How many segments and bytes are held.
@@ -535,23 +548,22 @@ impl State {
         }
     }
 
-    /// A newest segment that was set aside does not end its session when the chain can go on before it: from the
-    /// segment before, or from the start.
-    fn unstrand(&mut self, at: SegmentRef) {
-        let Some(held) = self.sessions.get_mut(&at.session) else { return };
-        if at.seq != 0 && held.segments.is_empty() {
-            return;
+    /// What was set aside was the session's newest: its chain can go on from what is left, at `next`.
+    fn mend(&mut self, session: SessionId, next: u64) -> bool {
+        let Some(held) = self.sessions.get_mut(&session) else { return false };
+        if held.stuck.is_none_or(|stuck| stuck.from != next) {
+            return false;
         }
         held.stuck = None;
-        if held.segments.is_empty() {
-            self.sessions.remove(&at.session);
-        }
-        self.lost.retain(|lost| lost.session_id[..] != at.session.as_bytes()[..] || lost.from_seq != at.seq);
+        self.lost.retain(|lost| lost.session_id[..] != session.as_bytes()[..] || lost.from_seq < next);
+        true
     }
 
     fn stick(&mut self, session: SessionId, from: u64, why: &'static str) {
         let held = self.sessions.entry(session).or_default();
-        held.stuck = Some(why);
+        if held.stuck.is_none_or(|stuck| from <= stuck.from) {
+            held.stuck = Some(Stuck { from, why });
+        }
         for (seq, entry) in held.segments.range_mut(from..) {
             if entry.stage != Stage::Receipted {
                 entry.stage = Stage::Stuck;
