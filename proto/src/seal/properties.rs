@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::segment::{Codec, HEADER_BYTES, SEGMENT_PLAIN_MAX, fuzz_segment};
+use super::segment::{Codec, HEADER_BYTES, SEGMENT_EVENTS_MAX, SEGMENT_PLAIN_MAX, fuzz_segment};
 use super::*;
 use crate::ids::{GenerationId, KeyId, NodeId, RunId, SessionId};
 use crate::v1;
@@ -146,6 +146,20 @@ fn incompressible_events_are_stored_raw_and_text_shrinks() {
         |data: &[u8]| Segment::parse(sealed(&draft(0, NO_HASH, false), data).bytes).unwrap().header().codec;
     assert_eq!(codec(&noise), Codec::Raw);
     assert_eq!(codec(&[b'a'; 4096]), Codec::Zstd);
+}
+
+#[test]
+fn a_segment_holds_no_more_events_than_it_may() {
+    let header = |events| {
+        let draft = Draft { events, ..draft(0, NO_HASH, false) };
+        let plain_len = SEGMENT_PLAIN_MAX as u32;
+        SegmentHeader { draft, codec: Codec::Zstd, plain_len, cipher_len: 100 }
+    };
+    assert!(SegmentHeader::parse(&header(SEGMENT_EVENTS_MAX).encode()).is_ok());
+    assert!(SegmentHeader::parse(&header(SEGMENT_EVENTS_MAX + 1).encode()).is_err());
+    let too_many = header(SEGMENT_EVENTS_MAX + 1).draft;
+    let refused = Sealer::new(signer(), 3).seal(&too_many, &plain(b"x"), &session_key());
+    assert_eq!(refused, Err(SealError::Events(SEGMENT_EVENTS_MAX + 1)));
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::ids::{GenerationId, NodeId, RunId, SessionId};
 pub const SEGMENT_PLAIN_TARGET: usize = 256 * 1024;
 /// No segment's plaintext is longer; what opens a segment allocates at most this.
 pub const SEGMENT_PLAIN_MAX: usize = 1024 * 1024;
+/// No segment holds more events: opening one allocates for each, however short it is.
+pub const SEGMENT_EVENTS_MAX: u32 = 16_384;
 /// Fixed length of the header.
 pub const HEADER_BYTES: usize = 200;
 /// The AES-GCM tag at the end of the ciphertext.
@@ -98,6 +100,8 @@ pub struct Sealed {
 pub enum SealError {
     #[error("a segment holds 1 to {SEGMENT_PLAIN_MAX} bytes of events, this one {0}")]
     Length(usize),
+    #[error("a segment holds 1 to {SEGMENT_EVENTS_MAX} events, this one {0}")]
+    Events(u32),
     #[error("the cipher refused to encrypt")]
     Cipher,
 }
@@ -236,6 +240,9 @@ impl SegmentHeader {
         if self.draft.events == 0 || self.draft.events as usize > plain {
             return Err(SegmentError::Header("event count does not fit the plaintext's length"));
         }
+        if self.draft.events > SEGMENT_EVENTS_MAX {
+            return Err(SegmentError::Header("more events than a segment holds"));
+        }
         if (self.draft.seq == 0) != (self.draft.prev_hash == NO_HASH) {
             return Err(SegmentError::Header("only the first segment has no predecessor"));
         }
@@ -300,6 +307,9 @@ impl Sealer {
     pub fn seal(&mut self, draft: &Draft, plain: &[u8], key: &SessionKey) -> Result<Sealed, SealError> {
         if plain.is_empty() || plain.len() > SEGMENT_PLAIN_MAX {
             return Err(SealError::Length(plain.len()));
+        }
+        if !(1..=SEGMENT_EVENTS_MAX).contains(&draft.events) {
+            return Err(SealError::Events(draft.events));
         }
         let compressed = self.compressor.as_mut().and_then(|c| c.compress(plain).ok());
         let (codec, body) = match &compressed {
