@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use weir_tests::peer::{Noise, how_it_ended, reset};
 use weir_tests::process::{Dialogue, eventually, program, resident_bytes, run};
 use weir_tests::recorded::Session;
@@ -28,13 +29,17 @@ struct Ground {
 
 impl Ground {
     fn new(rules: &str) -> Self {
+        Self::with(|_| rules.to_owned())
+    }
+
+    fn with(rules: impl FnOnce(&Site) -> String) -> Self {
         enter_own_network().unwrap();
         for arguments in ["address add 198.18.0.1/32 dev lo", "route add unreachable 198.18.2.0/24"] {
             run(Command::new("ip").args(arguments.split(' '))).unwrap();
         }
         let site = Site::new(true).unwrap();
         let collector = Collector::start(&site).unwrap();
-        let agent = Agent::start(&site, &collector, rules).unwrap();
+        let agent = Agent::start(&site, &collector, &rules(&site)).unwrap();
         Self { agent, collector, site }
     }
 
@@ -215,6 +220,83 @@ fn what_cannot_be_reached_is_refused_and_recorded() {
     assert_eq!(sessions[0].word("cause"), "upstream-refused");
     assert!(sessions.iter().all(|session| session.word("coverage") == "refused"), "{sessions:?}");
     assert!(ground.collector.verify(&[&run.id]).unwrap().holds());
+}
+
+#[test]
+fn a_rule_governs_what_is_in_its_cgroup_and_what_no_rule_names_passes_untouched() {
+    let rules = |site: &Site| {
+        let cgroup = site.cgroup_path("scope/ci");
+        format!("[[select]]\nname = \"ci\"\ncgroup = \"{cgroup}\"\nlabels = {{ story = \"selected\" }}\n")
+    };
+    let ground = Ground::with(rules);
+    let echo = Echo::start(FAR).unwrap();
+    let address = echo.address.to_string();
+    let told = format!("{address} echo: hello\n");
+    let in_cgroup = |name: &str| {
+        let cgroup = ground.site.cgroup().join("scope").join(name);
+        std::fs::create_dir_all(&cgroup).unwrap();
+        let mut enter = Command::new("sh");
+        enter.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(cgroup);
+        enter.arg(program("weir-test-client").unwrap()).args(["talk", &address]);
+        run(&mut enter).unwrap()
+    };
+    assert_eq!(in_cgroup("ci/job-1"), told);
+    assert_eq!(in_cgroup("ci"), told);
+    assert_eq!(in_cgroup("other"), told);
+    let run = ground.collector.settled("selected", 2).unwrap();
+    assert_eq!(run.json["initiator"], "select:ci");
+    let sessions = ground.collector.sessions(&run).unwrap();
+    assert_eq!(sessions.len(), 2, "{sessions:?}");
+    assert!(sessions.iter().all(|session| session.origin() == Some(echo.address)), "{sessions:?}");
+    assert_eq!(ground.collector.runs().unwrap().len(), 1);
+    assert!(ground.agent.metrics().unwrap().contains("weir_agent_untouched_total 1"));
+}
+
+#[test]
+fn a_stopping_agent_lets_open_sessions_go_on_for_a_while_and_the_next_one_takes_over() {
+    let mut ground = Ground::new("");
+    let echo = Echo::start(FAR).unwrap();
+    let address = echo.address.to_string();
+    // Each of them holds one connection open and speaks on it when told.
+    let talker = |story: &str| {
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/{}; while read word; do echo $word >&3; read -r answer <&3 || answer=gone; echo $answer; done",
+            FAR,
+            echo.address.port()
+        );
+        let label = format!("story={story}");
+        Dialogue::start(&mut ground.agent.exec(&[&label], &["bash", "-c", &script]).unwrap()).unwrap()
+    };
+    let (mut patient, mut stubborn) = (talker("patient"), talker("stubborn"));
+    assert_eq!(patient.ask("one").unwrap(), "echo: one");
+    assert_eq!(stubborn.ask("one").unwrap(), "echo: one");
+    let mut probe = Dialogue::start(&mut ground.client("probe", &["probe"])).unwrap();
+    assert_eq!(probe.ask(&address).unwrap(), "ok echo: probe");
+
+    let pid = nix::unistd::Pid::from_raw(ground.agent.pid().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    eventually("new connections are refused", || Ok(probe.ask(&address)?.contains("refused").then_some(())))
+        .unwrap();
+    assert_eq!(
+        patient.ask("two").unwrap(),
+        "echo: two",
+        "an open session goes on while the node agent drains"
+    );
+    assert!(patient.end().unwrap().success());
+    // The other one stays until the drain is over, and is closed.
+    ground.agent.stop(Signal::SIGTERM).unwrap();
+    assert_eq!(stubborn.ask("two").unwrap(), "gone");
+    assert!(probe.ask(&address).unwrap().contains("refused"), "the hooks stay");
+    stubborn.kill().unwrap();
+    ground.site.rearm().unwrap();
+
+    ground.agent.resume().unwrap();
+    assert_eq!(probe.ask(&address).unwrap(), "ok echo: probe", "the run lives on over a restart");
+    assert!(probe.end().unwrap().success());
+    for (story, cause) in [("patient", "client-end"), ("stubborn", "drained")] {
+        let session = ground.session(story);
+        assert_eq!((session.word("cause"), session.json["gaps"].as_u64()), (cause, Some(0)), "{session:?}");
+    }
 }
 
 /// Processes and short connections of each.

@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use weir_tests::process::{Dialogue, eventually, output, program};
+use weir_tests::process::{Dialogue, eventually, output, program, run};
 use weir_tests::{Agent, Collector, Echo, Site, planted};
 
 fn client() -> String {
@@ -38,12 +38,12 @@ fn the_command_is_this_process_with_its_terminal_signals_and_exit_code() {
     // The same pid: exec became the command; its stdin is ours; the run's id is told; the cgroup is the run's own.
     let mut who = Dialogue::start(&mut agent.exec(&["story=who"], &[&client(), "who"]).unwrap()).unwrap();
     let told = who.hear().unwrap();
-    let [pid, run, cgroup] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told:?}") };
+    let [pid, id, cgroup] = told.split(' ').collect::<Vec<_>>()[..] else { panic!("{told:?}") };
     assert_eq!(pid, who.pid().to_string());
     assert!(cgroup.starts_with(&site.cgroup_path("scope")), "{cgroup}");
     assert_eq!(who.hear().unwrap(), "waiting");
     let status = agent.status().unwrap();
-    let known = status["runs"].as_array().unwrap().iter().find(|known| known["run"] == run).unwrap().clone();
+    let known = status["runs"].as_array().unwrap().iter().find(|known| known["run"] == id).unwrap().clone();
     assert_eq!(known["labels"]["story"], "who");
     assert_eq!(known["processes"], 1);
     // A signal sent to the pid reaches the command.
@@ -58,6 +58,13 @@ fn the_command_is_this_process_with_its_terminal_signals_and_exit_code() {
         Ok(status["runs"].as_array().is_some_and(Vec::is_empty).then_some(()))
     })
     .unwrap();
+
+    // What monitoring and people ask.
+    let page = |path: &str| weir_tests::process::admin_page(&agent.log(), "admin listener", path).unwrap();
+    assert_eq!((page("/healthz"), page("/readyz")), ("ok\n".to_owned(), "ready\n".to_owned()));
+    let mut doctor = Command::new(program("weir-agent").unwrap());
+    let told = run(doctor.args(["doctor", "--json", "--config"]).arg(agent.config())).unwrap();
+    assert!(serde_json::from_str::<serde_json::Value>(&told).is_ok(), "{told}");
 
     // A terminal stays the command's own: script(1) gives one, the command asks for it.
     let exec = agent.exec(&[], &["sh", "-c", "test -t 0 && ps -o tpgid=,pgid= -p $$ && tty"]).unwrap();

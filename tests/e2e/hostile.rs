@@ -153,6 +153,7 @@ fn on_a_full_disk_connections_wait_and_go_on_when_there_is_room_again() {
     let program = program("weir-test-client").unwrap().display().to_string();
     let command = ["sh", "-c", script, &program, "download", &address, &bytes];
     let mut download = Dialogue::start(&mut agent.exec(&["story=stalled"], &command).unwrap()).unwrap();
+    let mut probe = Dialogue::start(&mut client(&agent, "probe", &["probe"])).unwrap();
     disk.fill();
     let refused = output(&mut agent.exec(&[], &["true"]).unwrap()).unwrap();
     assert_eq!(refused.status.code(), Some(125), "{refused:?}");
@@ -166,6 +167,9 @@ fn on_a_full_disk_connections_wait_and_go_on_when_there_is_room_again() {
     .unwrap();
     assert!(sent.load(Ordering::Relaxed) < STALLED_BYTES, "what could not be recorded was forwarded");
     assert!(agent.is_alive(), "{}", agent.log());
+    // The journal takes a few small sessions more; then a new connection waits, and is refused.
+    let refused = (0..1000).map(|_| probe.ask(echo.address).unwrap()).find(|told| told.starts_with("failed"));
+    assert!(refused.as_ref().is_some_and(|told| told.contains("reset")), "{refused:?}");
     disk.free();
     assert_eq!(download.hear().unwrap(), bytes, "after there was room again");
     assert!(download.end().unwrap().success());
@@ -175,6 +179,10 @@ fn on_a_full_disk_connections_wait_and_go_on_when_there_is_room_again() {
     assert_eq!(session.json["response_bytes"], STALLED_BYTES);
     assert_eq!(run.count("gaps"), 0);
     assert!(collector.verify(&[&run.id]).unwrap().holds());
+
+    assert_eq!(probe.ask(echo.address).unwrap(), "ok echo: probe");
+    assert!(probe.end().unwrap().success());
+    site.rearm().unwrap();
 
     // Not a byte is free: it can be killed and started again, and goes on when there is room.
     disk.fill();

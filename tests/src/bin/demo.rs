@@ -136,7 +136,6 @@ fn finished_run(collector: &Collector) -> anyhow::Result<Option<Run>> {
 }
 
 fn summary(collector: &Collector, run: &Run) -> anyhow::Result<Value> {
-    let coverage = collector.json(&["coverage", &run.id])?;
     Ok(json!({
         "run": run.id,
         "sessions": run.count("sessions"),
@@ -146,7 +145,7 @@ fn summary(collector: &Collector, run: &Run) -> anyhow::Result<Value> {
         "coverage": {
             "inspected": collector.share(run, "inspected")?,
             "opaque": collector.share(run, "metadata-only")?,
-            "unobserved": coverage["unobserved_connections"],
+            "unobserved": collector.share(run, "unobserved")?,
         },
         "verified": collector.verify(&[&run.id])?.holds(),
     }))
