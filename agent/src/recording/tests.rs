@@ -479,6 +479,23 @@ fn a_torn_journal_gives_what_is_whole_and_says_that_the_agent_died() {
 }
 
 #[test]
+fn very_many_tiny_events_are_recorded_too() {
+    const EVENTS: u64 = 40_000;
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (recorder, recording) = start(folder.path()).await;
+        let mut session = recorder.open(opened()).await.unwrap();
+        for n in 1..=EVENTS {
+            session.write(data(n, b"")).await.unwrap();
+        }
+        session.close(closed()).await.unwrap();
+        recording.drain().await.unwrap();
+        let sessions = read_back(folder.path());
+        assert_eq!(sessions.values().next().unwrap().marks(), (1..=EVENTS).collect::<Vec<_>>());
+    });
+}
+
+#[test]
 fn a_chain_goes_on_under_a_new_generation_after_the_agent_died() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {
