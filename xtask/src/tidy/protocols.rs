@@ -5,7 +5,7 @@ use super::{Finding, Tree, numbered};
 const KIND: &str = "agent/protocols/src/kind.rs";
 
 /// Either feeds arbitrary bytes: the property suite that all conversations pass, or an entry of the protocol's own.
-const FUZZED: [&str; 2] = ["suite::check(", "pub fn fuzz"];
+const FUZZED: [&str; 2] = ["suite::properties!(", "pub fn fuzz"];
 
 pub(super) fn complete(tree: &Tree) -> Vec<Finding> {
     let listed = numbered(tree.text(KIND).unwrap_or_default());
@@ -27,8 +27,9 @@ fn missing(tree: &Tree, line: usize, name: &str) -> Vec<Finding> {
     if sources.is_empty() {
         messages.push(format!("{name} has no source in agent/protocols/src/{name}"));
     } else if !sources.iter().any(|text| FUZZED.iter().any(|entry| text.contains(entry))) {
-        messages
-            .push(format!("{name} has no fuzz entry: bring a Subject to `suite::check`, or a `pub fn fuzz`"));
+        messages.push(format!(
+            "{name} has no fuzz entry: bring a Subject to `suite::properties!`, or a `pub fn fuzz`"
+        ));
     }
     let page = format!("docs/protocols/{name}.md");
     if !tree.has(&page) {
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn a_listed_protocol_has_source_page_and_fuzz_entry() {
         let entry = "pub fn fuzz_opaque(data: &[u8]) {}\n";
-        let suite = "fn has_every_property() {\n    suite::check(SUBJECT);\n}\n";
+        let suite = "suite::properties!(SUBJECT);\n";
         let tree = tree(&[
             (KIND, LIST),
             ("agent/protocols/src/opaque.rs", entry),
