@@ -6,9 +6,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files, ["."])?;
-    tonic_prost_build::configure()
-        .bytes(".weir.v1")
-        .btree_map(".weir.v1")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".weir.v1").btree_map(".weir.v1").compile_fds(descriptors)?;
     Ok(())
 }
