@@ -137,8 +137,11 @@ impl Agent {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// Lets it live on, attached.
     pub fn release(mut self) -> Option<u32> {
-        self.server.take().map(Server::release)
+        let pid = self.server.take().map(Server::release);
+        std::mem::forget(self);
+        pid
     }
 }
 

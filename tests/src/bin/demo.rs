@@ -171,7 +171,11 @@ fn keep(site: Site, postgres: Postgres, collector: Collector, agent: Agent, run:
         .collect();
     let removal = site.removal();
     let dir = site.keep();
-    println!("\nEnd it:\n\n  kill {}; sleep 6; {removal}; rm -rf {}\n", pids.join(" "), dir.display());
+    println!(
+        "\nEnd it:\n\n  kill {}; sleep 6; sh -c '{removal}'; rm -rf {}\n",
+        pids.join(" "),
+        dir.display()
+    );
     Ok(())
 }
 
