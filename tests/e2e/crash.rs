@@ -1,6 +1,8 @@
 //! `kill -9` of the node agent and of the collector, again and again, under load: nothing that a server executed is missing
 //! from the recording, and nobody has to lend a hand.
 
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
+
 use std::collections::{HashMap, HashSet};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! `weir-agent exec`: the command starts governed or not at all, and is the same process, terminal and exit code as ever.
 
+#![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 

@@ -15,8 +15,8 @@ use nix::sys::socket::{
 use nix::unistd::{ForkResult, fork};
 use weir_tests::peer::{Noise, how_it_ended, reset};
 
-/// No deed waits longer for a peer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// No deed waits longer for a peer: longer than the node agent makes connections wait on a full disk.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 #[derive(Parser)]
 struct Flags {
