@@ -5,7 +5,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use weir_tests::process::{Dialogue, eventually, output, program, run};
+use weir_tests::process::{Dialogue, output, program, run};
 use weir_tests::{Agent, Collector, Echo, Site, planted};
 
 fn client() -> String {
@@ -55,11 +55,7 @@ fn the_command_is_this_process_with_its_terminal_signals_and_exit_code() {
     )
     .unwrap();
     assert_eq!(who.end().unwrap().signal(), Some(15));
-    eventually("the run has ended", || {
-        let status = agent.status()?;
-        Ok(status["runs"].as_array().is_some_and(Vec::is_empty).then_some(()))
-    })
-    .unwrap();
+    agent.wait_until_idle().unwrap();
 
     // What monitoring and people ask.
     let page = |path: &str| weir_tests::process::admin_page(&agent.log(), "admin listener", path).unwrap();
@@ -138,10 +134,7 @@ fn a_nested_exec_is_a_run_of_its_own_with_its_parent_and_is_recorded_once() {
     assert_eq!(echo.accepted(), 2);
 
     // The identity token is kept while the run lives and found nowhere after it.
-    eventually("the runs have ended", || {
-        Ok(agent.status()?["runs"].as_array().is_some_and(Vec::is_empty).then_some(()))
-    })
-    .unwrap();
+    agent.wait_until_idle().unwrap();
     for place in [agent.state(), collector.data()] {
         assert_eq!(planted::found_below(&place, planted::ALL).unwrap(), Vec::<String>::new());
     }

@@ -289,6 +289,8 @@ fn of_every_kind_of_secret_that_goes_through_nothing_is_kept() {
     ] {
         assert_eq!(kinds(text.as_bytes()), Vec::<&str>::new(), "{text}");
     }
+    // The identity token is kept as long as the run lives.
+    ground.agent.wait_until_idle().unwrap();
     for place in [ground.agent.state(), ground.collector.data()] {
         let found = planted::found_below(&place, planted::ALL).unwrap();
         assert_eq!(found, Vec::<String>::new(), "at rest");

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::Site;
 use crate::collector::Collector;
-use crate::process::{Server, program, run};
+use crate::process::{Server, eventually, program, run};
 
 pub struct Agent {
     server: Option<Server>,
@@ -98,6 +98,13 @@ impl Agent {
     pub fn status(&self) -> anyhow::Result<Value> {
         let text = run(self.command()?.args(["status", "--json", "--config"]).arg(&self.config))?;
         serde_json::from_str(&text).context("status")
+    }
+
+    /// Waits until every run has ended: then nothing of them is kept but their record.
+    pub fn wait_until_idle(&self) -> anyhow::Result<()> {
+        eventually("every run has ended", || {
+            Ok(self.status()?["runs"].as_array().is_some_and(Vec::is_empty).then_some(()))
+        })
     }
 
     /// A command that becomes a governed run.
