@@ -25,6 +25,7 @@ const SETTLING: Duration = Duration::from_secs(120);
 
 /// One connection for each statement.
 const PGBENCH: &str = r#"
+echo started
 while [ ! -e "$STOP" ]; do
     pgbench -n -C -c 2 -T 5 -R 25 -f "$TAG" >/dev/null 2>&1
     sleep 0.1
@@ -32,6 +33,7 @@ done"#;
 
 /// Long sessions of many statements, simple and prepared; of many segments each.
 const SESSIONS: &str = r#"
+echo started
 while [ ! -e "$STOP" ]; do
     pgbench -n -M prepared -c 1 -T 3 -R 20 -f "$TAG" >/dev/null 2>&1 &
     while [ ! -e "$STOP" ]; do
@@ -63,6 +65,7 @@ fn over_fifty_kills_nothing_is_lost_and_nothing_is_there_twice() {
 
     let load = ground.load();
     let mut probe = Dialogue::start(&mut ground.client("probe", &["probe"])).unwrap();
+    assert_eq!(probe.ask(ground.echo.address).unwrap(), "ok echo: probe");
     let witness = Witness::start(&ground.agent.state());
     let neighbour = Neighbour::start(&ground.echo);
     ground.kill_at_random(&mut probe);
@@ -107,6 +110,10 @@ impl Ground {
         let (address, stop) = (self.echo.address.to_string(), self.stop.display().to_string());
         workers
             .push(Dialogue::start(&mut self.client("reconnect", &["reconnect", &address, &stop])).unwrap());
+        // A run that has begun lives on; one that is beginning while the node agent dies is not started.
+        for worker in &mut workers {
+            assert_eq!(worker.hear().unwrap(), "started");
+        }
         workers
     }
 

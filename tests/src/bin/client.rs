@@ -308,6 +308,7 @@ fn probe() -> anyhow::Result<()> {
 }
 
 fn reconnect(address: SocketAddr, until: &std::path::Path) -> anyhow::Result<()> {
+    println!("started");
     let (mut answered, mut failed) = (0u64, 0u64);
     while !until.exists() {
         let outcome =
