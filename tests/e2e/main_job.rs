@@ -180,6 +180,50 @@ fn a_days_work_is_recorded_and_found_again() {
     assert!(!stranger.status.success(), "{stranger:?}");
 }
 
+#[test]
+fn a_target_is_recorded_as_far_as_its_rule_says() {
+    let echo = Echo::start("127.0.0.1").unwrap();
+    let ground = Ground::new(|postgres| {
+        format!(
+            "[[target]]\nname = \"asked\"\naddresses = [\"127.0.0.0/8\"]\nports = [{0}]\ncapture = \"statements\"\n\n\
+             [[target]]\nname = \"counted\"\naddresses = [\"::1\"]\nports = [{0}]\ncapture = \"metadata\"\n\n\
+             [[target]]\nname = \"private\"\nports = [\"{1}-{1}\"]\ncapture = \"none\"\n",
+            postgres.port,
+            echo.address.port()
+        )
+    });
+    let script = format!(
+        "psql -X -At -c \"SELECT 'statement seen', 6 * 7001\"; PGHOST=::1 psql -X -At -c \"SELECT 'statement unseen', 6 * 7003\"; \
+         exec 3<>/dev/tcp/127.0.0.1/{}; echo bytes unseen >&3; head -n 1 <&3",
+        echo.address.port()
+    );
+    let told = run(&mut ground.governed("captured", &["bash", "-c", &script])).unwrap();
+    assert_eq!(told, "statement seen|42006\nstatement unseen|42018\necho: bytes unseen\n");
+    let run = ground.collector.settled("captured", 2).unwrap();
+    let mut said = String::new();
+    for what in ["show", "play", "sessions"] {
+        said += &ground.collector.text(&[what, &run.id, "--json"]).unwrap();
+    }
+    // The argument list of the run has the statements, too: it is not a target's.
+    let argv = run.json["argv"].to_string();
+    said = said.replace(&argv, "");
+    assert!(said.contains("statement seen"), "{said}");
+    for unseen in ["42006", "42018", "bytes unseen"] {
+        assert!(!said.contains(unseen), "{unseen} is in {said}");
+    }
+    for exchange in ground.exchanges(&run).iter().filter(|exchange| exchange.word("kind") == "sql") {
+        assert_eq!((exchange.rows(), exchange.word("outcome")), (1, "ok"));
+        let text = if exchange.word("target") == "asked" { "SELECT 'statement seen', 6 * 7001" } else { "" };
+        assert_eq!(exchange.text(), text, "{exchange:?}");
+    }
+    // What was left out is said.
+    let story = ground.collector.json(&["show", &run.id]).unwrap();
+    let gaps: Vec<_> =
+        story["gaps"].as_array().unwrap().iter().filter_map(|gap| gap["reason"].as_str()).collect();
+    assert!(gaps.contains(&"capture-statements") && gaps.contains(&"capture-metadata"), "{gaps:?}");
+    assert!(ground.collector.verify(&[&run.id]).unwrap().holds());
+}
+
 /// What a careless agent does: every kind of secret, each where it usually is.
 const CARELESS: &str = r#"
 set -u

@@ -65,7 +65,11 @@ impl Agent {
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let server = Server::start(
             "weir-agent",
-            self.command()?.args(["run", "--config"]).arg(&self.config),
+            // Secrets are looked for in its log, so it is to say much.
+            self.command()?
+                .args(["run", "--config"])
+                .arg(&self.config)
+                .env("WEIR_LOG", "info,weir_agent=debug"),
             &self.dir.join("log"),
         )?;
         self.server = Some(server);
