@@ -98,6 +98,8 @@ counters! {
     spool_write_errors: Total,
     /// Segments in the spool.
     spool_segments: Gauge,
+    /// Segments in the spool that are on their way to a collector: not receipted, and not stuck.
+    spool_unreceipted: Gauge,
     /// Bytes in the spool.
     spool_bytes: Gauge,
     /// Times that the spool was at its quota or the disk at its floor.

@@ -42,6 +42,10 @@ pub(super) struct Shared {
     /// per open session.
     pub(super) late: Mutex<Vec<Late>>,
     pub(super) stopped: AtomicBool,
+    /// What an earlier life left has its end, in the node log too.
+    pub(super) recovered: AtomicBool,
+    /// There is a collector that what is spooled is on its way to.
+    pub(super) ships: bool,
     pub(super) bell: Bell,
     pub(super) counters: Arc<Counters>,
 }
@@ -170,12 +174,13 @@ impl Shared {
         v1::Heartbeat {
             next_number: numbers.next,
             open_sessions: numbers.open,
-            spooled_segments: counters.spool_segments.value(),
+            spooled_segments: if self.ships { counters.spool_unreceipted.value() } else { 0 },
             spooled_bytes: counters.spool_bytes.value(),
             redirected: counters.kernel_redirected.value(),
             refused: counters.kernel_refused.value(),
             unobserved: counters.kernel_unobserved.value(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            recovered: self.recovered.load(Ordering::Acquire),
         }
     }
 
@@ -194,13 +199,21 @@ impl Numbering {
         Self(shared)
     }
 
-    /// Goes on at this number, if that is ahead. Gives the own one, what is opened and not in the node log yet, and the
-    /// heartbeat that belongs to an entry which says it.
-    pub(crate) fn resume_at(&self, next: u64) -> (u64, Vec<v1::SessionOpened>, v1::Heartbeat) {
+    /// Goes on at this number, if that is ahead, and not by more than so many: else `None`, and nothing has happened.
+    /// Gives the own one, what is opened and not in the node log yet, and the heartbeat that belongs to an entry which
+    /// says it.
+    pub(crate) fn resume_at(
+        &self,
+        next: u64,
+        jump_max: u64,
+    ) -> Option<(u64, Vec<v1::SessionOpened>, v1::Heartbeat)> {
         let mut numbers = self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let own = numbers.next;
-        numbers.next = numbers.next.max(next);
-        (own, std::mem::take(&mut numbers.opened), self.0.heartbeat(&numbers))
+        if next.saturating_sub(own) > jump_max {
+            return None;
+        }
+        numbers.next = own.max(next);
+        Some((own, std::mem::take(&mut numbers.opened), self.0.heartbeat(&numbers)))
     }
 
     /// The entry could not be written.

@@ -53,10 +53,13 @@ pub(super) struct Recovery {
     pub(super) unsaid: Vec<v1::SessionClosed>,
     /// To be deleted when all of the above is done.
     pub(super) files: Vec<PathBuf>,
+    /// Journals that could not be read; they are set aside.
+    pub(super) unreadable: u64,
     /// Taken numbers that the node log does not have.
     pub(super) opened: Vec<v1::SessionOpened>,
     pub(super) next_number: u64,
-    /// Sessions that have events but no beginning: their segments are gone from the spool.
+    /// Sessions that have events but no beginning: their segments are gone from the spool. And those that the node log
+    /// says are open, of which nothing is left at all.
     pub(super) lost: Vec<v1::SegmentsLost>,
 }
 
@@ -83,12 +86,18 @@ pub(super) fn look(
             }
             ScanEnd::Unreadable => {
                 counters.journal_torn.add(1);
-                tracing::warn!(journal = %path.display(), "this file is no journal that can be read; it is removed");
+                let aside = set_aside(folder, &path)?;
+                tracing::error!(journal = %path.display(), aside = %aside.display(),
+                    "this file is no journal that can be read (damaged, or of another version): it is set aside, and the \
+                     node log will say so");
+                found.recovery.unreadable += 1;
+                continue;
             }
         }
         files.push(path);
     }
     counters.records_orphaned.add(found.orphans);
+    found.miss();
     Ok(found.into_recovery(files))
 }
 
@@ -96,6 +105,7 @@ struct Found<'a> {
     log: &'a node_log::Recovered,
     sessions: BTreeMap<SessionId, RecoveredSession>,
     done: HashSet<SessionId>,
+    lost: HashSet<SessionId>,
     recovery: Recovery,
     orphans: u64,
 }
@@ -140,13 +150,16 @@ impl<'a> Found<'a> {
             };
             sessions.insert(draft.session, session);
         }
-        Self { log, sessions, done, recovery, orphans: 0 }
+        Self { log, sessions, done, lost: HashSet::new(), recovery, orphans: 0 }
     }
 
     fn read(&mut self, path: &Path) -> io::Result<ScanEnd> {
         use io::Read;
         let mut bytes = Vec::new();
-        fs::File::open(path)?.take(JOURNAL_BYTES_MAX + (1 << 20)).read_to_end(&mut bytes)?;
+        let mut file = fs::File::open(path)?;
+        // A kill leaves it whole in memory only: what is told from here on must not be lost with the power.
+        file.sync_all()?;
+        file.by_ref().take(JOURNAL_BYTES_MAX + (1 << 20)).read_to_end(&mut bytes)?;
         let file = Bytes::from(bytes);
         let mut records = Vec::new();
         let (id, end) = scan(&file, |record| records.push(record));
@@ -157,7 +170,8 @@ impl<'a> Found<'a> {
     }
 
     fn take(&mut self, journal: [u8; 16], file: &Bytes, record: &Scanned<'_>) {
-        if self.done.contains(&record.session) {
+        // A journal may come back after a power cut, though it was deleted.
+        if self.done.contains(&record.session) || self.log.closed.contains(&record.session) {
             return;
         }
         if record.flags & FLAG_OPENED != 0 && !self.sessions.contains_key(&record.session) {
@@ -211,10 +225,22 @@ impl<'a> Found<'a> {
     }
 
     fn lose(&mut self, session: SessionId) {
-        let lost = &mut self.recovery.lost;
-        if !lost.iter().any(|l| l.session_id[..] == session.as_bytes()[..]) {
-            let reason = "spool-missing".to_owned();
-            lost.push(v1::SegmentsLost { session_id: session.to_field(), from_seq: 0, reason });
+        if self.lost.insert(session) {
+            self.recovery.lost.push(lost(session, "spool-missing"));
+        }
+    }
+
+    /// The node log says that it was opened, and nothing else is left of it: somebody or something has removed it.
+    fn miss(&mut self) {
+        for (session, number) in &self.log.open {
+            if self.sessions.contains_key(session)
+                || self.done.contains(session)
+                || self.lost.contains(session)
+            {
+                continue;
+            }
+            tracing::error!(%session, number, "the node log opened this session, and neither journal nor spool knows it");
+            self.recovery.lost.push(lost(*session, "session-missing"));
         }
     }
 
@@ -224,6 +250,21 @@ impl<'a> Found<'a> {
         self.recovery.files = files;
         self.recovery
     }
+}
+
+fn lost(session: SessionId, reason: &str) -> v1::SegmentsLost {
+    v1::SegmentsLost { session_id: session.to_field(), from_seq: 0, reason: reason.to_owned() }
+}
+
+/// Moves a journal to where no start looks for journals.
+fn set_aside(folder: &Path, path: &Path) -> io::Result<PathBuf> {
+    let aside = folder.join("unreadable");
+    super::make_folder(&aside)?;
+    let to = aside.join(path.file_name().unwrap_or_default());
+    fs::rename(path, &to)?;
+    crate::spool::sync_folder(&aside)?;
+    crate::spool::sync_folder(folder)?;
+    Ok(to)
 }
 
 /// The run that a session belongs to; all zeros when it has none.

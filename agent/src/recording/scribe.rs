@@ -28,8 +28,8 @@ use super::recorder::Shared;
 use super::recovery::{RecoveredSession, Recovery, run_of};
 use super::sealing::{ChainHead, Cut, Sealing};
 use super::{KeyRing, clock};
-use crate::journal::{FLAG_CLOSED, FLAG_OPENED, JournalError, Record};
-use crate::spool::{Spool, SpoolError};
+use crate::journal::{FLAG_CLOSED, FLAG_OPENED, Journal, JournalError, Record};
+use crate::spool::{Spool, SpoolError, sync_folder};
 
 /// Between rounds, while nothing rings.
 const ROUND_TIME: Duration = Duration::from_millis(200);
@@ -381,6 +381,14 @@ impl Scribe {
             let opened = std::mem::take(&mut numbers.opened);
             (opened, self.shared.heartbeat(&numbers))
         };
+        // What the log says is open is found again after a power cut.
+        if !opened.is_empty()
+            && let Err(error) =
+                self.shared.journals.iter().filter(|j| j.unsynced()).try_for_each(Journal::sync)
+        {
+            self.numbers().opened.extend(opened);
+            return Err(error.into());
+        }
         let entry = NodeEntry {
             at_ns: clock::now().0,
             wall: Some(clock::wall()),
@@ -399,7 +407,7 @@ impl Scribe {
                 for part in std::iter::once(part).chain(parts) {
                     numbers.opened.extend(part.opened);
                     self.closed.extend(part.closed);
-                    self.spool.restore_lost(part.lost);
+                    self.spool.lose(part.lost);
                 }
                 return Err(error.into());
             }
@@ -440,16 +448,27 @@ impl Scribe {
         self.recovery = Some(recovery);
         done?;
         self.commit()?;
-        self.log_entry(None)?;
-        for file in self.recovery.take().map(|r| r.files).unwrap_or_default() {
-            let _ = std::fs::remove_file(file);
+        if !self.shared.recovered.swap(true, Ordering::AcqRel)
+            && let Err(error) = self.log_entry(None)
+        {
+            self.shared.recovered.store(false, Ordering::Release);
+            return Err(error);
         }
+        for file in self.recovery.iter().flat_map(|recovery| &recovery.files) {
+            // Gone for good, before the segments go that say what in it is done.
+            remove(file).map_err(|source| JournalError::Io {
+                path: file.clone(),
+                doing: "removing it",
+                source,
+            })?;
+        }
+        self.recovery = None;
         self.settle();
         Ok(())
     }
 
     fn recover_sessions(&mut self, recovery: &mut Recovery) -> Result<(), ScribeError> {
-        self.spool.restore_lost(std::mem::take(&mut recovery.lost));
+        self.spool.lose(std::mem::take(&mut recovery.lost));
         for session in recovery.complete.drain(..) {
             self.settling.push(Settling { session, journal: None, logged: true });
         }
@@ -535,6 +554,14 @@ fn abandoned(cut: &mut Cut, cause: &str, from_ns: u64, to_ns: u64) {
 fn gap(reason: &str, from_ns: u64, to_ns: u64) -> Event {
     let gap = v1::Gap { reason: reason.to_owned(), from_ns, to_ns, ..Default::default() };
     Event { at_ns: to_ns, kind: Some(Kind::Gap(gap)) }
+}
+
+fn remove(file: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    file.parent().map_or(Ok(()), sync_folder)
 }
 
 fn warn_generation(error: &GenerationError) {

@@ -16,8 +16,6 @@ use crate::spool::Spooled;
 
 /// A cut takes this many events of the journal: a gap and an end that nobody recorded still fit behind them.
 pub(super) const CUT_EVENTS_MAX: u32 = SEGMENT_EVENTS_MAX - 2;
-/// Recovery ends a session with two gaps and a `Closed`.
-const ENDING_EVENTS: u32 = 3;
 /// zstd levels: as a rule, and while a journal is more than half full.
 const LEVEL: i32 = 3;
 pub(super) const LEVEL_FAST: i32 = 1;

@@ -256,7 +256,7 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
     let limits = SpoolLimits { quota_bytes: config.spool_quota_bytes, ..SpoolLimits::default() };
     let spool =
         Spool::open(&state.join("spool"), limits, identity.signing.verifying_key(), counters.clone())?;
-    let newest = spool.newest();
+    let newest = spool.newest()?;
     let journal_folder = state.join("journal");
     make_folder(&journal_folder).map_err(io("making its journal folder"))?;
     let mut found =
@@ -272,12 +272,15 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
         numbers: Mutex::new(numbers),
         late: Mutex::default(),
         stopped: AtomicBool::new(false),
+        recovered: AtomicBool::new(false),
+        ships: config.mode == Mode::Collector,
         bell: Bell::default(),
         counters: counters.clone(),
     });
     let started = v1::Started {
         generation_id: generation.id.to_field(),
         after_crash: log.entries() > 0 && !logged.stopped,
+        unreadable_journals: found.unreadable,
     };
     begin(&mut log, &shared, started)?;
     counters.generations.add(1);

@@ -603,6 +603,96 @@ fn a_rotten_newest_segment_is_a_gap_in_a_chain_that_goes_on() {
     });
 }
 
+/// Removes what is in the folder; folders in it stay.
+fn empty(folder: &Path) {
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_session_that_somebody_removed_after_a_kill_is_said_to_be_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (recorder, recording) = start(folder.path()).await;
+        let (gone, other) = (recorder.open(opened()).await.unwrap(), recorder.open(opened()).await.unwrap());
+        let ids = [gone.session(), other.session()];
+        std::mem::forget((gone, other));
+        while node_log(folder.path()).iter().map(|e| e.opened.len()).sum::<usize>() < 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        abandon(recorder, recording).await;
+        empty(&folder.path().join("journal"));
+        empty(&folder.path().join("spool/segments"));
+
+        let (_recorder, recording) = start(folder.path()).await;
+        recording.drain().await.unwrap();
+        let log = node_log(folder.path());
+        let lost: HashSet<_> = log.iter().flat_map(|e| &e.lost).map(|l| l.session_id.clone()).collect();
+        assert_eq!(lost, ids.iter().map(|id| id.to_field()).collect());
+        assert!(log.iter().flat_map(|e| &e.lost).all(|l| l.reason == "session-missing"));
+        let beats: Vec<_> = log.iter().filter_map(|e| e.heartbeat.as_ref()).collect();
+        assert!(beats.iter().all(|b| b.spooled_segments == 0), "nothing is on its way to anybody");
+        // The second life vouches for the first only once it has said what became of its sessions.
+        let vouches = log.iter().rposition(|e| e.heartbeat.as_ref().is_some_and(|h| !h.recovered)).unwrap();
+        assert!(matches!(log[vouches].mark, Some(Mark::Started(_))));
+        assert!(log[vouches + 1].lost.len() == 2 && log[vouches + 1].heartbeat.as_ref().unwrap().recovered);
+        drop(recording);
+
+        // Once is enough.
+        let (_recorder, recording) = start(folder.path()).await;
+        recording.drain().await.unwrap();
+        assert_eq!(node_log(folder.path()).iter().map(|e| e.lost.len()).sum::<usize>(), 2);
+    });
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_is_kept_and_said() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let (recorder, recording) = start(folder.path()).await;
+        let mut session = recorder.open(opened()).await.unwrap();
+        session.write(data(1, b"kept")).await.unwrap();
+        std::mem::forget(session);
+        while node_log(folder.path()).iter().all(|e| e.opened.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        abandon(recorder, recording).await;
+        empty(&folder.path().join("spool/segments"));
+        let journal = folder.path().join("journal");
+        let mut damaged = Vec::new();
+        for file in std::fs::read_dir(&journal).unwrap() {
+            let path = file.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            // A version that is not known here.
+            bytes[4] = 9;
+            std::fs::write(&path, &bytes).unwrap();
+            damaged.push(bytes);
+        }
+        let (_recorder, recording) = start(folder.path()).await;
+        recording.drain().await.unwrap();
+        let kept: Vec<_> = std::fs::read_dir(journal.join("unreadable"))
+            .unwrap()
+            .map(|f| std::fs::read(f.unwrap().path()).unwrap())
+            .collect();
+        assert_eq!(kept.len(), damaged.len());
+        assert!(kept.iter().all(|bytes| damaged.contains(bytes)));
+        let log = node_log(folder.path());
+        let said: Vec<u64> = log
+            .iter()
+            .filter_map(|e| match &e.mark {
+                Some(Mark::Started(started)) => Some(started.unreadable_journals),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(said, [0, damaged.len() as u64]);
+        assert_eq!(log.iter().map(|e| e.lost.len()).sum::<usize>(), 1);
+    });
+}
+
 #[test]
 fn a_torn_node_log_goes_on_from_its_last_good_entry() {
     let folder = tempfile::tempdir().unwrap();

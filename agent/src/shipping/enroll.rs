@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use weir_proto::credential::{BadCredential, JoinToken};
-use weir_proto::seal::{KeyError, VerifyingKey, draw_signing_key, enrol_proof};
+use weir_proto::seal::{KeyError, SigningKey, VerifyingKey, draw_signing_key, enrol_proof};
 use weir_proto::{NodeId, v1};
 use zeroize::Zeroizing;
 
 use super::connection::{ShippingError, connect_to_enroll};
-use super::identity::{Enrolled, Identity, IdentityError, is_enrolled, store_enrolled};
+use super::identity::{
+    Enrolled, Identity, IdentityError, Prepared, is_enrolled, load_prepared, store_enrolled, store_prepared,
+};
 use super::stream::fetch_keys;
 use crate::recording::{KeyRing, KeyRingError, clock};
 
@@ -44,8 +46,7 @@ pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<Node
         return Err(EnrollError::AlreadyEnrolled(state.to_owned()));
     }
     let token: JoinToken = token.parse()?;
-    let signing = draw_signing_key()?;
-    let tls_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let (signing, tls_key) = keys(state)?;
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     let csr = params.serialize_request(&tls_key)?;
@@ -86,6 +87,21 @@ pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<Node
     let ring = KeyRing::load(&state.join("keys.bin"), receipt_key)?;
     fetch_keys(&enrolled, &identity, &ring).await?;
     Ok(node)
+}
+
+/// The keys to join with: on the disk before anybody is asked. An answer that never arrived leaves a node at the collector
+/// that this one then still is: with the same token and keys it gives the same node again.
+fn keys(state: &Path) -> Result<(SigningKey, KeyPair), EnrollError> {
+    let kept = load_prepared(state)?;
+    let tls_key = kept.as_ref().and_then(|kept| KeyPair::try_from(&kept.client_key_der[..]).ok());
+    if let (Some(kept), Some(tls_key)) = (kept, tls_key) {
+        return Ok((kept.signing, tls_key));
+    }
+    let signing = draw_signing_key()?;
+    let tls_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let client_key_der = Zeroizing::new(tls_key.serialize_der());
+    store_prepared(state, &Prepared { signing: signing.clone(), client_key_der })?;
+    Ok((signing, tls_key))
 }
 
 /// Before recording starts: where today's key is not known, asks the collector for it. That it cannot be reached is told

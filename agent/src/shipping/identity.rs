@@ -55,6 +55,12 @@ pub(crate) struct Enrolled {
     pub(crate) client_key_der: Zeroizing<Vec<u8>>,
 }
 
+/// What a node brings to its enrolment.
+pub(crate) struct Prepared {
+    pub(crate) signing: SigningKey,
+    pub(crate) client_key_der: Zeroizing<Vec<u8>>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct NodeFile {
     node_id: String,
@@ -96,7 +102,28 @@ pub(crate) fn load_enrolled(state: &Path) -> Result<(Identity, Enrolled), Identi
     Ok((identity, enrolled))
 }
 
-/// Stores what enrolment gave. The node file comes last: with it the node has joined, before it nothing has happened.
+/// The keys of an enrolment that did not come to its end; `None` when there was none, or not all of it was stored.
+pub(crate) fn load_prepared(state: &Path) -> Result<Option<Prepared>, IdentityError> {
+    if read_node(state)?.is_some_and(|node| node.collector.is_none()) {
+        return Err(IdentityError::Standalone);
+    }
+    let (Some(seed), Some(client_key)) =
+        (read_if_any(state, "signing.key")?, read_if_any(state, "client.key.der")?)
+    else {
+        return Ok(None);
+    };
+    let (seed, client_key_der) = (Zeroizing::new(seed), Zeroizing::new(client_key));
+    let Ok(seed) = <[u8; 32]>::try_from(&seed[..]).map(Zeroizing::new) else { return Ok(None) };
+    Ok(Some(Prepared { signing: SigningKey::from_bytes(&seed), client_key_der }))
+}
+
+/// Stores the keys to join with, before anybody is asked.
+pub(crate) fn store_prepared(state: &Path, prepared: &Prepared) -> Result<(), IdentityError> {
+    store_signing(state, &prepared.signing)?;
+    write(state, "client.key.der", &prepared.client_key_der)
+}
+
+/// Stores what enrolment gave beside the keys that it was asked with. The node file comes last: with it the node has joined, before it nothing has happened.
 pub(crate) fn store_enrolled(
     state: &Path,
     identity: &Identity,
@@ -104,8 +131,6 @@ pub(crate) fn store_enrolled(
     enrolled: &Enrolled,
     not_after_unix: i64,
 ) -> Result<(), IdentityError> {
-    store_signing(state, &identity.signing)?;
-    write(state, "client.key.der", &enrolled.client_key_der)?;
     write(state, "client.der", &enrolled.certificate_der)?;
     write(state, "ca.der", &enrolled.ca_der)?;
     let collector = CollectorFile {
@@ -181,6 +206,13 @@ fn write_node(state: &Path, file: &NodeFile) -> Result<(), IdentityError> {
 fn read(state: &Path, name: &str) -> Result<Vec<u8>, IdentityError> {
     let path = folder(state).join(name);
     fs::read(&path).map_err(|source| IdentityError::Io { path, doing: "reading it", source })
+}
+
+fn read_if_any(state: &Path, name: &str) -> Result<Option<Vec<u8>>, IdentityError> {
+    match read(state, name) {
+        Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 fn write(state: &Path, name: &str, bytes: &[u8]) -> Result<(), IdentityError> {

@@ -39,6 +39,8 @@ const NONSENSE_MAX: u32 = 100;
 const SESSION_REWINDS_MAX: u32 = 20;
 /// No node has opened so many sessions: a collector that says so is wrong.
 const NUMBER_MAX: u64 = 1 << 53;
+/// Nor so many since the oldest copy that its disk may have been restored from.
+const NUMBER_JUMP_MAX: u64 = 1 << 32;
 
 /// What a stream works with.
 pub(super) struct Shipper {
@@ -176,7 +178,7 @@ impl<'a> Stream<'a> {
             return Err(ShippingError::Nonsense("a node log longer than any"));
         }
         let mut log = self.shipper.log();
-        match log.standing(entries, &head) {
+        match log.standing(entries, &head)? {
             LogStanding::Behind(from) => {
                 self.entries_sent = from;
                 log.receipted(from);
@@ -195,8 +197,11 @@ impl<'a> Stream<'a> {
                      an old copy? The log goes on from the collector's, and says so"
                 );
                 let numbering = &self.shipper.numbering;
-                let (own_next_number, opened, heartbeat) = numbering.resume_at(next_number);
-                let mark = NodeEntry {
+                let (own_next_number, opened, heartbeat) =
+                    numbering.resume_at(next_number, NUMBER_JUMP_MAX).ok_or(ShippingError::Nonsense(
+                        "a session number further on than this node can have come",
+                    ))?;
+                let last = NodeEntry {
                     at_ns: clock::now().0,
                     wall: Some(clock::wall()),
                     boot_id: clock::boot_id(),
@@ -204,7 +209,7 @@ impl<'a> Stream<'a> {
                     heartbeat: Some(heartbeat),
                     ..NodeEntry::default()
                 };
-                if let Err(error) = log.roll_back(entries, head, own_next_number, mark) {
+                if let Err(error) = log.roll_back(entries, head, own_next_number, last) {
                     numbering.put_back(opened);
                     return Err(error.into());
                 }
@@ -264,14 +269,23 @@ impl<'a> Stream<'a> {
     async fn prepare(&mut self, at: SegmentRef) {
         let spool = self.shipper.spool.clone();
         let read = tokio::task::spawn_blocking(move || spool.read(at)).await;
-        // What cannot be read back was set aside, and the node log will say so.
-        let Ok(Some((segment, signature))) = read else { return };
+        let (segment, signature) = match read {
+            Ok(Ok(Some(read))) => read,
+            // What is damaged was set aside, and the node log will say so.
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => return self.try_again(at, &error),
+            Err(error) => return self.try_again(at, &std::io::Error::other(error)),
+        };
         let generation = segment.draft().generation;
         if !self.wraps_sent.contains(&generation) {
-            let Some(wrap) = self.shipper.spool.wrap(generation) else {
-                tracing::error!(%generation, session = %at.session, "the wrapped key of a spooled segment is lost");
-                self.shipper.spool.stick(at, "its wrapped key is lost");
-                return;
+            let wrap = match self.shipper.spool.wrap(generation) {
+                Ok(Some(wrap)) => wrap,
+                Ok(None) => {
+                    tracing::error!(%generation, session = %at.session, "the wrapped key of a spooled segment is lost");
+                    self.shipper.spool.stick(at, "its wrapped key is lost");
+                    return;
+                }
+                Err(error) => return self.try_again(at, &error),
             };
             self.outgoing.push_back(to_collector::Message::Wrap(wrap));
             self.wraps_sent.insert(generation);
@@ -286,16 +300,24 @@ impl<'a> Stream<'a> {
         self.outgoing.push_back(to_collector::Message::Segment(v1::SealedSegment { bytes, signature }));
     }
 
+    /// The disk, or this process's limit of open files, did not let us read: that is nobody's damage yet.
+    fn try_again(&mut self, at: SegmentRef, error: &std::io::Error) {
+        tracing::warn!(session = %at.session, seq = at.seq, %error, "a spooled segment cannot be read now");
+        self.paused_until = Some(Instant::now() + PAUSE);
+        self.shipper.spool.unread(at, error);
+    }
+
     fn prepare_entries(&mut self) -> Result<(), ShippingError> {
         let waiting = self.outgoing.iter().any(|m| matches!(m, to_collector::Message::Node(_)));
         let log = self.shipper.log();
         if waiting || log.entries() <= self.entries_sent {
             return Ok(());
         }
-        let signed = log.read_from(self.entries_sent, NODE_MESSAGE_BYTES);
+        let signed = log.read_from(self.entries_sent, NODE_MESSAGE_BYTES)?;
         drop(log);
         if signed.is_empty() {
-            // The next stream finds that the logs diverged, and says so in the log.
+            // The disk has lost or changed what comes next. The next stream finds that too, and goes on from the
+            // collector's log.
             return Err(ShippingError::NodeLogGone(self.entries_sent));
         }
         if self.window.is_empty() && self.outgoing.is_empty() {
@@ -416,7 +438,7 @@ impl<'a> Stream<'a> {
             return self.make_no_sense("a node receipt without a hash");
         };
         let mut log = self.shipper.log();
-        if log.standing(node.entries, &head) != LogStanding::Behind(node.entries) {
+        if log.standing(node.entries, &head)? != LogStanding::Behind(node.entries) {
             drop(log);
             return self.make_no_sense("a node receipt for another log");
         }

@@ -619,6 +619,108 @@ fn a_node_log_that_was_deleted_goes_on_from_the_collectors_and_says_so() {
 }
 
 #[test]
+fn an_entry_that_rots_before_it_is_sent_does_not_stop_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let collector = Collector::new(Manner::Honest);
+        let (port, server) = collector.listen(0).await;
+        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        server.abort();
+        let _ = server.await;
+        let (recorder, recording) = start(folder.path()).await;
+        let rotten = session(&recorder, 1).await;
+        let log = folder.path().join("nodelog").join(format!("{:020}.log", 0));
+        let place = || {
+            let bytes = std::fs::read(&log).unwrap();
+            bytes.windows(16).position(|w| w == rotten.as_bytes()).map(|at| (bytes, at))
+        };
+        wait_for("it is in the log", || place().is_some()).await;
+        let (mut bytes, at) = place().unwrap();
+        bytes[at] ^= 1;
+        // In place: the agent has the file open.
+        use std::os::unix::fs::FileExt;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&log)
+            .unwrap()
+            .write_at(&bytes[at..=at], at as u64)
+            .unwrap();
+        let (_, _server) = collector.listen(port).await;
+        let later = session(&recorder, 1).await;
+        collector
+            .until("the log goes on", |held| {
+                held.entries.iter().flat_map(|e| &e.closed).any(|c| c.session_id == later.to_field())
+            })
+            .await;
+        assert!(collector.held().entries.iter().any(|e| matches!(e.mark, Some(Mark::RolledBack(_)))));
+        recording.drain().await.unwrap();
+    });
+}
+
+#[test]
+fn an_enrolment_that_failed_is_repeated_with_the_same_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let collector = Collector::new(Manner::Honest);
+        let (port, _server) = collector.listen(0).await;
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let nobody = Collector::token(gone.local_addr().unwrap().port());
+        drop(gone);
+        enroll(folder.path(), &nobody, "host").await.unwrap_err();
+        let key = |name: &str| std::fs::read(folder.path().join("identity").join(name)).unwrap();
+        let (signing, verifying, tls) = (key("signing.key"), key("verifying.key"), key("client.key.der"));
+        assert!(!super::is_enrolled(folder.path()));
+        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        assert_eq!((signing, tls), (key("signing.key"), key("client.key.der")));
+        assert_eq!(collector.held().node_key.unwrap().as_bytes()[..], verifying);
+        let (recorder, recording) = start(folder.path()).await;
+        session(&recorder, 1).await;
+        recording.drain().await.unwrap();
+        assert_eq!(spool_files(folder.path()), 0);
+    });
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_now_is_sent_later_and_counts_as_on_its_way() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let collector = Collector::new(Manner::Honest);
+        let (port, server) = collector.listen(0).await;
+        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        server.abort();
+        let _ = server.await;
+        let (recorder, recording) = start(folder.path()).await;
+        let id = session(&recorder, 1).await;
+        let file = folder.path().join(format!("spool/segments/{id}.0000000000.seg"));
+        wait_for("it is spooled", || file.exists()).await;
+        let hidden = folder.path().join("hidden");
+        std::fs::rename(&file, &hidden).unwrap();
+        // Opens, and reading it is an error of the disk.
+        std::fs::create_dir(&file).unwrap();
+        let (_, _server) = collector.listen(port).await;
+        let connects = recorder.counters().connects.value();
+        wait_for("it is back", || recorder.counters().connects.value() > connects).await;
+        collector
+            .until("it says that one is on its way", |held| {
+                held.entries
+                    .iter()
+                    .filter(|e| e.closed.iter().any(|c| c.session_id == id.to_field()))
+                    .any(|e| e.heartbeat.as_ref().is_some_and(|h| h.spooled_segments == 1))
+            })
+            .await;
+        assert_eq!(recorder.counters().spool_quarantined.value(), 0);
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&hidden, &file).unwrap();
+        collector.until("it has come", |held| held.chains.get(&id).is_some_and(|c| c.closed)).await;
+        recording.drain().await.unwrap();
+        let held = collector.held();
+        assert!(held.entries.iter().all(|e| e.lost.is_empty()));
+        assert_eq!(held.entries.last().unwrap().heartbeat.as_ref().unwrap().spooled_segments, 0);
+        assert!(held.entries.iter().all(|e| !matches!(e.mark, Some(Mark::RolledBack(_)))));
+    });
+}
+
+#[test]
 fn refusals_are_answered_with_what_is_wanted() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {
@@ -684,7 +786,11 @@ fn an_agent_on_an_old_disk_says_so_and_goes_on_from_the_collectors_log() {
         assert!(said.own_index < known as u64);
         assert_eq!(said.own_next_number, 2);
         let last: Vec<u64> = held.entries[known..].iter().flat_map(|e| &e.opened).map(|o| o.number).collect();
-        assert_eq!(last, [4], "numbers go on after the highest that the collector knows");
+        assert_eq!(
+            last,
+            [1, 4],
+            "all is said again; numbers go on after the highest that the collector knows"
+        );
         assert!(
             held.entries.last().unwrap().mark == Some(Mark::Stopped(v1::Stopped { cause: "drained".into() }))
         );

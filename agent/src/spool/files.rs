@@ -21,8 +21,11 @@ pub(super) const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Why a segment's file is not what was written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
+    /// The disk or this process, not the file: it may read back later.
     #[error("reading it failed")]
     Read(#[from] io::Error),
+    #[error("it is not there")]
+    Missing,
     #[error("it is longer or shorter than a segment")]
     Length,
     #[error(transparent)]
@@ -59,11 +62,18 @@ pub(crate) fn parse_file(
     Ok((segment, signature))
 }
 
+pub(super) fn open(path: &Path) -> Result<File, FileError> {
+    File::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => FileError::Missing,
+        _ => FileError::Read(error),
+    })
+}
+
 /// Reads a file of bounded length.
 pub(super) fn read_bounded(path: &Path, max: usize) -> Result<Bytes, FileError> {
     use io::Read;
     let mut bytes = Vec::new();
-    File::open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    open(path)?.take(max as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > max {
         return Err(FileError::Length);
     }

@@ -1,6 +1,6 @@
 //! What the spool holds: which segments, in which order they leave, when they may go, and how much is too much.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,15 @@ use weir_proto::seal::{Draft, Hash, Sealed, Segment, SegmentHeader, VerifyingKey
 use weir_proto::{GenerationId, SessionId, v1};
 
 use super::files::{
-    Batch, FILE_BYTES_MAX, FileError, TEMPORARY_SUFFIX, name, parse_file, parse_name, read_bounded,
+    Batch, FILE_BYTES_MAX, FileError, TEMPORARY_SUFFIX, name, open, parse_file, parse_name, read_bounded,
 };
 use crate::recording::Counters;
 
 /// No wrap's file is longer.
 const WRAP_BYTES_MAX: usize = 4096;
+
+/// With a pause in between: a disk that does not give a segment in a minute keeps it until the next start.
+const READ_ATTEMPTS_MAX: u32 = 12;
 
 /// How much the spool may hold.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,10 @@ pub(crate) enum SpoolError {
     Full(&'static str),
     #[error("spool folder {path}: {doing} failed")]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error(
+        "reading {path} failed; if its disk is damaged there for good, move the file to the spool's quarantine folder"
+    )]
+    Unreadable { path: PathBuf, source: io::Error },
 }
 
 /// Names one segment in the spool.
@@ -71,6 +78,12 @@ pub(crate) enum Stage {
     Stuck,
 }
 
+impl Stage {
+    fn is_on_its_way(self) -> bool {
+        matches!(self, Self::Waiting | Self::Sent)
+    }
+}
+
 struct Entry {
     draft: Draft,
     bytes: u64,
@@ -78,6 +91,8 @@ struct Entry {
     hash: Option<Hash>,
     stage: Stage,
     order: u64,
+    /// How often reading it failed, not for its content.
+    unread: u32,
 }
 
 #[derive(Default)]
@@ -104,6 +119,8 @@ struct State {
     lost: Vec<v1::SegmentsLost>,
     bytes: u64,
     segments: u64,
+    /// Those that are on their way: not receipted, and not stuck.
+    unreceipted: u64,
     next_order: u64,
 }
 
@@ -172,6 +189,7 @@ impl Spool {
         for (segment, name) in found {
             match self.read_header(&name, segment) {
                 Ok((draft, bytes)) => self.take_in(&mut self.lock(), draft, bytes, None),
+                Err(FileError::Read(source)) => return Err(self.unreadable(segment, source)),
                 Err(error) => {
                     self.set_aside(&mut self.lock(), segment, &error.to_string());
                 }
@@ -183,9 +201,12 @@ impl Spool {
 
     fn read_header(&self, name: &str, expected: SegmentRef) -> Result<(Draft, u64), FileError> {
         use std::io::Read;
-        let mut file = fs::File::open(self.segments.join(name))?;
+        let mut file = open(&self.segments.join(name))?;
         let bytes = file.metadata()?.len();
         let mut header = [0; HEADER_BYTES];
+        if bytes < header.len() as u64 {
+            return Err(FileError::Length);
+        }
         file.read_exact(&mut header)?;
         let header = SegmentHeader::parse(&header)?;
         let draft = header.draft;
@@ -228,11 +249,12 @@ impl Spool {
         let session = state.sessions.entry(draft.session).or_default();
         let stuck = session.stuck.is_some_and(|stuck| stuck.from <= draft.seq);
         let stage = if stuck { Stage::Stuck } else { Stage::Waiting };
-        let entry = Entry { draft, bytes, hash, stage, order };
+        let entry = Entry { draft, bytes, hash, stage, order, unread: 0 };
         if session.segments.insert(draft.seq, entry).is_none() {
             *state.generations.entry(draft.generation).or_default() += 1;
             state.bytes += bytes;
             state.segments += 1;
+            state.unreceipted += u64::from(stage == Stage::Waiting);
         }
         if stage == Stage::Waiting {
             state.queue.insert((order, at));
@@ -241,7 +263,7 @@ impl Spool {
 
     /// Each session's newest segment, read and checked whole. One that does not read back is set aside, and the one
     /// before it is the newest then; a session without any left is lost, which the node log will say.
-    pub(crate) fn newest(&self) -> Vec<Newest> {
+    pub(crate) fn newest(&self) -> Result<Vec<Newest>, SpoolError> {
         let sessions: Vec<SessionId> = self.lock().sessions.keys().copied().collect();
         let mut newest = Vec::new();
         for session in sessions {
@@ -252,14 +274,15 @@ impl Spool {
                     self.lock().sessions.remove(&session);
                     break;
                 };
-                if let Some((segment, _)) = self.read(SegmentRef { session, seq }) {
+                let at = SegmentRef { session, seq };
+                if let Some((segment, _)) = self.read(at).map_err(|source| self.unreadable(at, source))? {
                     let mended = self.lock().mend(session, seq + 1);
                     newest.push(Newest { draft: *segment.draft(), hash: *segment.hash(), mended });
                     break;
                 }
             }
         }
-        newest
+        Ok(newest)
     }
 
     /// Writes a batch: all of it is on the disk when this returns. After an error, the same bytes are to be written again.
@@ -320,10 +343,13 @@ impl Spool {
             .map_err(self.failed(&self.wraps, "writing a wrapped key"))
     }
 
-    /// The wrap that a segment needs; `None` when it is lost.
-    pub(crate) fn wrap(&self, generation: GenerationId) -> Option<v1::Wrap> {
-        let bytes = read_bounded(&self.wraps.join(format!("{generation}.wrap")), WRAP_BYTES_MAX).ok()?;
-        v1::Wrap::decode(bytes).ok()
+    /// The wrap that a segment needs; `None` when it is lost, an error when it cannot be read now.
+    pub(crate) fn wrap(&self, generation: GenerationId) -> io::Result<Option<v1::Wrap>> {
+        match read_bounded(&self.wraps.join(format!("{generation}.wrap")), WRAP_BYTES_MAX) {
+            Ok(bytes) => Ok(v1::Wrap::decode(bytes).ok()),
+            Err(FileError::Read(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Deletes wraps that no segment here needs, except the current generation's.
@@ -351,8 +377,9 @@ impl Spool {
         Some(at)
     }
 
-    /// The bytes to send. What does not read back is set aside, and the node log will say so.
-    pub(crate) fn read(&self, at: SegmentRef) -> Option<(Segment, Bytes)> {
+    /// The bytes to send. What is damaged or gone is set aside, and the node log will say so: `None`. An error says
+    /// nothing about the file.
+    pub(crate) fn read(&self, at: SegmentRef) -> io::Result<Option<(Segment, Bytes)>> {
         let path = self.segments.join(name(at.session, at.seq));
         let read = read_bounded(&path, FILE_BYTES_MAX)
             .and_then(|bytes| parse_file(bytes, at.session, at.seq, &self.key));
@@ -362,14 +389,31 @@ impl Spool {
                 if let Some(entry) = state.entry(at) {
                     entry.hash = Some(*segment.hash());
                 }
-                Some((segment, signature))
+                Ok(Some((segment, signature)))
             }
+            Err(FileError::Read(error)) => Err(error),
             Err(error) => {
                 self.set_aside(&mut state, at, &error.to_string());
                 self.measure(&state);
-                None
+                Ok(None)
             }
         }
+    }
+
+    /// It, or its wrap, could not be read now: it is the next again. Where that happens over and over, it stays until the
+    /// next start and lets others pass; what this process or its machine is short of is not held against it.
+    pub(crate) fn unread(&self, at: SegmentRef, error: &io::Error) {
+        let mut state = self.lock();
+        let Some(entry) = state.entry(at) else { return };
+        entry.unread += u32::from(!is_shortage(error));
+        if entry.unread >= READ_ATTEMPTS_MAX {
+            state.stick(at.session, at.seq, "its disk does not give it back");
+        } else if entry.stage == Stage::Sent {
+            entry.stage = Stage::Waiting;
+            let order = entry.order;
+            state.queue.insert((order, at));
+        }
+        self.measure(&state);
     }
 
     fn set_aside(&self, state: &mut State, at: SegmentRef, why: &str) {
@@ -397,9 +441,12 @@ impl Spool {
         std::mem::take(&mut self.lock().lost)
     }
 
-    /// Puts what [`Spool::take_lost`] gave back: the node log could not be written.
-    pub(crate) fn restore_lost(&self, lost: Vec<v1::SegmentsLost>) {
-        self.lock().lost.extend(lost);
+    /// Sessions that others know are lost, or what [`Spool::take_lost`] gave back because the node log could not be written.
+    /// What is known of a session already is not said less exactly.
+    pub(crate) fn lose(&self, lost: Vec<v1::SegmentsLost>) {
+        let mut state = self.lock();
+        let known: HashSet<Bytes> = state.lost.iter().map(|lost| lost.session_id.clone()).collect();
+        state.lost.extend(lost.into_iter().filter(|lost| !known.contains(&lost.session_id)));
     }
 
     /// A verified receipt. `false` when it names what this spool never sent in these bytes: nothing is deleted then.
@@ -410,7 +457,8 @@ impl Spool {
             return false;
         }
         let order = entry.order;
-        entry.stage = Stage::Receipted;
+        let was = std::mem::replace(&mut entry.stage, Stage::Receipted);
+        state.unreceipted -= u64::from(was.is_on_its_way());
         state.queue.remove(&(order, at));
         self.prune(&mut state, at.session);
         self.measure(&state);
@@ -470,21 +518,27 @@ impl Spool {
         }
         for (seq, entry) in held.segments.range_mut(at.seq..) {
             if matches!(entry.stage, Stage::Sent | Stage::Receipted) {
-                entry.stage = Stage::Waiting;
+                let was = std::mem::replace(&mut entry.stage, Stage::Waiting);
+                state.unreceipted += u64::from(was == Stage::Receipted);
                 state.queue.insert((entry.order, SegmentRef { session: at.session, seq: *seq }));
             }
         }
+        self.measure(state);
         true
     }
 
     /// The collector asks for a segment that is gone: it, or what came before it, is lost to both sides.
     pub(crate) fn missing(&self, at: SegmentRef) {
-        self.strand(&mut self.lock(), at, "spool-missing");
+        let mut state = self.lock();
+        self.strand(&mut state, at, "spool-missing");
+        self.measure(&state);
     }
 
     /// This segment and what follows it stays here, for a person to look at.
     pub(crate) fn stick(&self, at: SegmentRef, why: &'static str) {
-        self.lock().stick(at.session, at.seq, why);
+        let mut state = self.lock();
+        state.stick(at.session, at.seq, why);
+        self.measure(&state);
     }
 
     /// The first sessions that cannot leave, and why.
@@ -498,11 +552,9 @@ impl Spool {
         (state.segments, state.bytes)
     }
 
-    /// Segments that no receipt has come for.
+    /// Segments on their way: that no receipt has come for, and that are not stuck.
     pub(crate) fn unreceipted(&self) -> u64 {
-        let state = self.lock();
-        let segments = state.sessions.values().flat_map(|held| held.segments.values());
-        segments.filter(|entry| matches!(entry.stage, Stage::Waiting | Stage::Sent)).count() as u64
+        self.lock().unreceipted
     }
 
     /// Waits until something was added.
@@ -512,6 +564,7 @@ impl Spool {
 
     fn measure(&self, state: &State) {
         self.counters.spool_segments.set(state.segments);
+        self.counters.spool_unreceipted.set(state.unreceipted);
         self.counters.spool_bytes.set(state.bytes);
     }
 
@@ -519,10 +572,20 @@ impl Spool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn unreadable(&self, at: SegmentRef, source: io::Error) -> SpoolError {
+        SpoolError::Unreadable { path: self.segments.join(name(at.session, at.seq)), source }
+    }
+
     fn failed(&self, path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> SpoolError + use<> {
         let path = path.to_owned();
         move |source| SpoolError::Io { path, doing, source }
     }
+}
+
+/// Not the file's disk: no open file, or no memory, to be had.
+fn is_shortage(error: &io::Error) -> bool {
+    const SHORT: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    error.raw_os_error().is_none_or(|errno| SHORT.contains(&errno))
 }
 
 impl State {
@@ -540,6 +603,7 @@ impl State {
         self.queue.remove(&(entry.order, at));
         self.bytes = self.bytes.saturating_sub(entry.bytes);
         self.segments = self.segments.saturating_sub(1);
+        self.unreceipted -= u64::from(entry.stage.is_on_its_way());
         if let Some(count) = self.generations.get_mut(&entry.draft.generation) {
             *count -= 1;
             if *count == 0 {
@@ -566,7 +630,8 @@ impl State {
         }
         for (seq, entry) in held.segments.range_mut(from..) {
             if entry.stage != Stage::Receipted {
-                entry.stage = Stage::Stuck;
+                let was = std::mem::replace(&mut entry.stage, Stage::Stuck);
+                self.unreceipted -= u64::from(was.is_on_its_way());
                 self.queue.remove(&(entry.order, SegmentRef { session, seq: *seq }));
             }
         }

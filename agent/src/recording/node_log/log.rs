@@ -1,23 +1,18 @@
-//! The node log on disk: files of length-delimited signed entries, each file named by the index of its first entry.
-//! Kept until the collector holds them (standalone: for good).
+//! The log itself: one chain, appended to by one node agent at a time.
 
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use prost::Message;
-use weir_proto::seal::node_log::NODE_ENTRY_BYTES_MAX;
-use weir_proto::seal::{Hash, NO_HASH, NodeChain, SigningKey};
+use weir_proto::seal::{Hash, NO_HASH, NodeChain, SigningKey, VerifyingKey};
 use weir_proto::v1::{NodeEntry, RolledBack, SignedNodeEntry, node_entry::Mark};
 use weir_proto::{NodeId, SessionId};
 
-/// A file is left for the next one when it has grown to this.
-const FILE_BYTES: u64 = 1 << 20;
-/// No file is longer: it is left at the latest after one more entry.
-const FILE_BYTES_MAX: u64 = FILE_BYTES + 2 * NODE_ENTRY_BYTES_MAX as u64;
-const SUFFIX: &str = ".log";
+use super::files::{self, FILE_BYTES, abandon, delimited, file_name, list, open_file, read};
+use crate::recording::make_folder;
 
 #[derive(Debug, thiserror::Error)]
 #[error("node log {path}: {doing} failed")]
@@ -32,7 +27,7 @@ pub(crate) struct NodeLogError {
 pub(crate) enum LogStanding {
     /// It is the beginning of this one: entries from here on are missing there.
     Behind(u64),
-    /// It is not: this disk is older than what the collector has seen, or another.
+    /// It is not: this disk is older than what the collector has seen, or another, or has lost what comes next.
     Diverged,
 }
 
@@ -42,10 +37,13 @@ pub(crate) struct Recovered {
     /// The next session number, as far as the log knows.
     pub(crate) next_number: u64,
     /// Sessions that a held entry says are closed.
-    pub(crate) closed: std::collections::HashSet<SessionId>,
+    pub(crate) closed: HashSet<SessionId>,
+    /// Sessions, with their numbers, that were opened and neither closed nor lost.
+    pub(crate) open: BTreeMap<SessionId, u64>,
     /// The last entry is a `Stopped`.
     pub(crate) stopped: bool,
     pub(crate) boot_id: String,
+    lost: HashSet<SessionId>,
 }
 
 pub(crate) struct NodeLog {
@@ -57,8 +55,10 @@ pub(crate) struct NodeLog {
     good: u64,
     /// First indexes of the files held, ascending; the last is `file`.
     firsts: Vec<u64>,
-    /// The first entry of this life.
-    born: u64,
+    /// Sessions, with their numbers, that were opened and neither closed nor lost.
+    open: BTreeMap<SessionId, u64>,
+    /// The files are not where they belong yet: this log took another's place, and the disk failed meanwhile.
+    moving: bool,
 }
 
 impl NodeLog {
@@ -69,9 +69,11 @@ impl NodeLog {
         key: SigningKey,
     ) -> Result<(Self, Recovered), NodeLogError> {
         let failed = |doing| move |source| NodeLogError { path: folder.to_owned(), doing, source };
-        super::make_folder(folder).map_err(failed("making its folder"))?;
+        make_folder(folder).map_err(failed("making its folder"))?;
+        files::replace(folder).map_err(failed("putting its files in place"))?;
         let mut firsts = list(folder).map_err(failed("listing its files"))?;
         let mut recovered = Recovered { next_number: 1, ..Recovered::default() };
+        recovered.opened(&files::read_open(folder).map_err(failed("reading which sessions are open"))?);
         let mut chain = NodeChain::start(node);
         let mut good = 0;
         for at in 0..firsts.len() {
@@ -101,20 +103,23 @@ impl NodeLog {
             firsts.push(chain.next_index);
             good = 0;
         }
+        recovered.settle();
         let path = folder.join(file_name(*firsts.last().unwrap_or(&0)));
         let file = open_file(&path).map_err(failed("opening it"))?;
         file.set_len(good).map_err(failed("cutting off its torn end"))?;
-        let born = chain.next_index;
-        Ok((Self { folder: folder.to_owned(), key, chain, file, good, firsts, born }, recovered))
+        let open = recovered.open.clone();
+        let folder = folder.to_owned();
+        Ok((Self { folder, key, chain, file, good, firsts, open, moving: false }, recovered))
     }
 
     /// Appends an entry; it is on the disk when this returns. After an error nothing was appended.
     pub(crate) fn append(&mut self, entry: NodeEntry) -> Result<(), NodeLogError> {
+        self.move_in()?;
         if self.good >= FILE_BYTES || self.firsts.is_empty() {
             self.next_file()?;
         }
         let mut chain = self.chain.clone();
-        let bytes = chain.append(entry, &self.key).encode_length_delimited_to_vec();
+        let bytes = chain.append(entry.clone(), &self.key).encode_length_delimited_to_vec();
         let written = self
             .file
             .seek(SeekFrom::Start(self.good))
@@ -127,7 +132,19 @@ impl NodeLog {
         }
         self.good += bytes.len() as u64;
         self.chain = chain;
+        self.note(&entry);
         Ok(())
+    }
+
+    fn note(&mut self, entry: &NodeEntry) {
+        let id = |bytes: &[u8]| SessionId::try_from(bytes).ok();
+        self.open.extend(entry.opened.iter().filter_map(|o| Some((id(&o.session_id)?, o.number))));
+        let closed = entry.closed.iter().map(|closed| &closed.session_id);
+        for session in closed.chain(entry.lost.iter().map(|lost| &lost.session_id)) {
+            if let Some(session) = id(session) {
+                self.open.remove(&session);
+            }
+        }
     }
 
     /// How many entries there are.
@@ -135,91 +152,168 @@ impl NodeLog {
         self.chain.next_index
     }
 
-    /// Compares with what the collector says it holds.
-    pub(crate) fn standing(&self, entries: u64, head: &Hash) -> LogStanding {
-        match self.head_at(entries) {
+    /// Compares with what the collector says it holds. That this disk cannot be read now says nothing about it.
+    pub(crate) fn standing(&self, entries: u64, head: &Hash) -> Result<LogStanding, NodeLogError> {
+        Ok(match self.head_at(entries)? {
             Some(own) if own == *head => LogStanding::Behind(entries),
             _ => LogStanding::Diverged,
-        }
+        })
     }
 
-    /// Encoded entries from this index on, about as many bytes as asked for, and at least one where there is one.
-    pub(crate) fn read_from(&self, index: u64, bytes_max: usize) -> Vec<Bytes> {
+    /// Encoded entries from this index on, about as many bytes as asked for, and at least one where there is one. Each is
+    /// still what was signed, and follows the one before: it ends before an entry that the disk has changed or lost.
+    pub(crate) fn read_from(&self, index: u64, bytes_max: usize) -> Result<Vec<Bytes>, NodeLogError> {
+        if self.moving {
+            return Err(self.failed("reading it", io::ErrorKind::ResourceBusy.into()));
+        }
         let mut out = Vec::new();
+        if self.firsts.first().is_none_or(|first| index < *first) {
+            return Ok(out);
+        }
+        let own = self.key.verifying_key();
+        let mut chain: Option<NodeChain> = None;
         let mut taken = 0;
         for (at, first) in self.firsts.iter().enumerate() {
             if self.firsts.get(at + 1).is_some_and(|next| *next <= index) {
                 continue;
             }
-            let Ok(bytes) = read(&self.folder.join(file_name(*first))) else { break };
-            for (offset, entry) in delimited(&bytes).enumerate() {
-                let this = first + offset as u64;
-                if this < index || this >= self.chain.next_index {
+            let bytes = match read(&self.folder.join(file_name(*first))) {
+                Ok(bytes) => bytes,
+                // Somebody has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(source) => return Err(self.failed("reading it", source)),
+            };
+            for (this, encoded) in (*first..self.chain.next_index).zip(delimited(&bytes)) {
+                if this < index {
                     continue;
                 }
-                if taken > 0 && taken + entry.len() > bytes_max {
-                    return out;
+                if taken > 0 && taken + encoded.len() > bytes_max {
+                    return Ok(out);
                 }
-                taken += entry.len();
-                out.push(entry);
+                let Some((signed, entry)) = decode(&encoded) else { return Ok(out) };
+                let chain = match &mut chain {
+                    Some(chain) => chain,
+                    none => match entry.prev_hash[..].try_into() {
+                        Ok(head) => none.insert(NodeChain { next_index: this, head, ..self.chain.clone() }),
+                        Err(_) => return Ok(out),
+                    },
+                };
+                if let Err(error) = chain.accept(&signed, &own) {
+                    tracing::error!(index = this, %error, "an entry of the node log is not what was written");
+                    return Ok(out);
+                }
+                taken += encoded.len();
+                out.push(encoded);
             }
         }
-        out
+        Ok(out)
     }
 
     /// The collector holds this many entries: files that are wholly below go.
     pub(crate) fn receipted(&mut self, entries: u64) {
+        if self.moving || self.firsts.get(1).is_none_or(|second| *second > entries) {
+            return;
+        }
+        if let Err(error) = files::write_open(&self.folder, &self.open) {
+            tracing::warn!(%error, "the node log's files stay: which sessions are open could not be written");
+            return;
+        }
         while self.firsts.len() > 1 && self.firsts[1] <= entries {
             let first = self.firsts.remove(0);
             let _ = fs::remove_file(self.folder.join(file_name(first)));
         }
     }
 
-    /// Goes on from the collector's head, because its log is not the beginning of this one. What this life had said
-    /// since its start is said again; the old files are set aside.
+    /// Goes on from the collector's head, because its log is not the beginning of this one. What the files here say is
+    /// said again, then what `last` says, with its heartbeat. The new log is written beside the old one, and takes its
+    /// place when it is whole; the old files are set aside.
     pub(crate) fn roll_back(
         &mut self,
         entries: u64,
         head: Hash,
         own_next_number: u64,
-        mut mark: NodeEntry,
+        last: NodeEntry,
     ) -> Result<(), NodeLogError> {
+        self.move_in()?;
         let own = RolledBack {
             own_index: self.chain.next_index,
             own_hash: Bytes::copy_from_slice(&self.chain.head),
             own_next_number,
         };
-        for said in self.read_from(self.born, usize::MAX) {
-            let entry = SignedNodeEntry::decode(said).and_then(|signed| NodeEntry::decode(signed.entry));
-            if let Ok(entry) = entry {
-                mark.opened.extend(entry.opened);
-                mark.closed.extend(entry.closed);
-                mark.lost.extend(entry.lost);
+        let here = self.folder.clone();
+        let failed = |doing| {
+            let path = here.clone();
+            move |source| NodeLogError { path, doing, source }
+        };
+        let folder = files::begin_replacement(&self.folder).map_err(failed("beginning its successor"))?;
+        let file = open_file(&folder.join(file_name(entries))).map_err(failed("beginning its successor"))?;
+        let chain = NodeChain { node: self.chain.node, next_index: entries, head };
+        let open = self.open.clone();
+        let (key, firsts) = (self.key.clone(), vec![entries]);
+        let mut next =
+            Self { folder, key, chain, file, good: 0, firsts, open: BTreeMap::new(), moving: false };
+        let plain = NodeEntry {
+            at_ns: last.at_ns,
+            wall: last.wall,
+            boot_id: last.boot_id.clone(),
+            ..NodeEntry::default()
+        };
+        next.append(NodeEntry { mark: Some(Mark::RolledBack(own)), ..plain.clone() })?;
+        for first in &self.firsts {
+            for said in self.said_in(*first, &plain)? {
+                next.append(said)?;
             }
         }
-        mark.mark = Some(Mark::RolledBack(own));
-        abandon(&self.folder, &self.firsts).map_err(|source| self.failed("setting it aside", source))?;
-        self.chain = NodeChain { node: self.chain.node, next_index: entries, head };
-        self.born = entries;
-        self.firsts.clear();
-        self.next_file()?;
-        for part in split(mark) {
-            self.append(part)?;
+        for part in split(last) {
+            next.append(part)?;
+        }
+        files::commit_replacement(&self.folder).map_err(failed("taking its successor"))?;
+        // From here on the new log is the log, wherever its files are.
+        next.folder.clone_from(&self.folder);
+        next.open.extend(open);
+        next.moving = true;
+        *self = next;
+        if let Err(error) = self.move_in() {
+            tracing::warn!(%error, "the node log's new files wait to be put in place");
         }
         Ok(())
     }
 
-    fn head_at(&self, index: u64) -> Option<Hash> {
+    /// What the entries of one file say about sessions, as entries; what is not as it was signed is left out.
+    fn said_in(&self, first: u64, plain: &NodeEntry) -> Result<Vec<NodeEntry>, NodeLogError> {
+        let bytes = match read(&self.folder.join(file_name(first))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Bytes::new(),
+            read => read.map_err(|source| self.failed("reading it", source))?,
+        };
+        let own = self.key.verifying_key();
+        let mut said = plain.clone();
+        for encoded in delimited(&bytes) {
+            if let Some(entry) = signed_alone(&encoded, &self.chain.node, &own) {
+                said.opened.extend(entry.opened);
+                said.closed.extend(entry.closed);
+                said.lost.extend(entry.lost);
+            }
+        }
+        let nothing = said.opened.is_empty() && said.closed.is_empty() && said.lost.is_empty();
+        Ok(if nothing { Vec::new() } else { split(said) })
+    }
+
+    /// Puts the files in their place, where that failed before.
+    fn move_in(&mut self) -> Result<(), NodeLogError> {
+        if self.moving {
+            files::replace(&self.folder)
+                .map_err(|source| self.failed("putting its files in place", source))?;
+            self.moving = false;
+        }
+        Ok(())
+    }
+
+    fn head_at(&self, index: u64) -> Result<Option<Hash>, NodeLogError> {
         if index == self.chain.next_index {
-            return Some(self.chain.head);
+            return Ok(Some(self.chain.head));
         }
-        let next = self.read_from(index, 1).into_iter().next()?;
-        if index < *self.firsts.first()? {
-            return None;
-        }
-        let entry = NodeEntry::decode(SignedNodeEntry::decode(next).ok()?.entry).ok()?;
-        (entry.index == index).then_some(())?;
-        entry.prev_hash[..].try_into().ok()
+        let next = self.read_from(index, 1)?.into_iter().next();
+        Ok(next.and_then(|next| decode(&next)?.1.prev_hash[..].try_into().ok()))
     }
 
     fn next_file(&mut self) -> Result<(), NodeLogError> {
@@ -242,8 +336,37 @@ impl NodeLog {
     }
 }
 
-/// Cuts what one entry has to say into entries of bounded length; the mark and heartbeat stay with the first.
-pub(super) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
+impl Recovered {
+    fn opened(&mut self, opened: &[weir_proto::v1::SessionOpened]) {
+        for opened in opened {
+            self.next_number = self.next_number.max(opened.number.saturating_add(1));
+            if let Ok(session) = SessionId::try_from(&opened.session_id[..]) {
+                self.open.insert(session, opened.number);
+            }
+        }
+    }
+
+    fn take(&mut self, entry: NodeEntry) {
+        self.opened(&entry.opened);
+        let id = |bytes: &Bytes| SessionId::try_from(&bytes[..]).ok();
+        self.closed.extend(entry.closed.iter().filter_map(|closed| id(&closed.session_id)));
+        self.lost.extend(entry.lost.iter().filter_map(|lost| id(&lost.session_id)));
+        let next = entry.heartbeat.map_or(0, |h| h.next_number);
+        self.next_number = self.next_number.max(next);
+        self.stopped = matches!(entry.mark, Some(Mark::Stopped(_)));
+        self.boot_id = entry.boot_id;
+    }
+
+    /// Last, because what is said twice may be said out of order.
+    fn settle(&mut self) {
+        let (closed, lost) = (&self.closed, &self.lost);
+        self.open.retain(|session, _| !closed.contains(session) && !lost.contains(session));
+    }
+}
+
+/// Cuts what one entry has to say into entries of bounded length: the mark stays with the first; the heartbeat, which
+/// vouches for what was said before it, goes with the last.
+pub(in crate::recording) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
     /// Each names a session in at most some 70 bytes.
     const ITEMS: usize = 2000;
     let (opened, closed, lost) = (
@@ -251,6 +374,7 @@ pub(super) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
         std::mem::take(&mut entry.closed),
         std::mem::take(&mut entry.lost),
     );
+    let (mut mark, mut heartbeat) = (entry.mark.take(), entry.heartbeat.take());
     let parts = opened.len().max(closed.len()).max(lost.len()).div_ceil(ITEMS).max(1);
     let chunk = |at: usize, len: usize| (at * ITEMS).min(len)..((at + 1) * ITEMS).min(len);
     (0..parts)
@@ -258,51 +382,28 @@ pub(super) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
             opened: opened[chunk(at, opened.len())].to_vec(),
             closed: closed[chunk(at, closed.len())].to_vec(),
             lost: lost[chunk(at, lost.len())].to_vec(),
-            mark: if at == 0 { entry.mark.take() } else { None },
+            mark: mark.take(),
+            heartbeat: if at + 1 == parts { heartbeat.take() } else { None },
             ..entry.clone()
         })
         .collect()
 }
 
-fn file_name(first: u64) -> String {
-    format!("{first:020}{SUFFIX}")
+fn decode(encoded: &Bytes) -> Option<(SignedNodeEntry, NodeEntry)> {
+    let signed = SignedNodeEntry::decode(encoded.clone()).ok()?;
+    let entry = NodeEntry::decode(signed.entry.clone()).ok()?;
+    Some((signed, entry))
 }
 
-fn list(folder: &Path) -> io::Result<Vec<u64>> {
-    let mut firsts = Vec::new();
-    for file in fs::read_dir(folder)? {
-        let name = file?.file_name();
-        if let Some(first) = name.to_str().and_then(|n| n.strip_suffix(SUFFIX)).and_then(|n| n.parse().ok()) {
-            firsts.push(first);
-        }
-    }
-    firsts.sort_unstable();
-    Ok(firsts)
-}
-
-fn read(path: &Path) -> io::Result<Bytes> {
-    use io::Read;
-    let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes.into())
-}
-
-fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-/// The entries of a file, still encoded; ends at what does not read.
-fn delimited(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
-    let mut rest = bytes.clone();
-    std::iter::from_fn(move || {
-        let len = prost::decode_length_delimiter(&mut rest).ok()?;
-        (len <= rest.remaining()).then(|| rest.split_to(len))
-    })
+/// One entry, wherever it stands in the log, if it is as it was signed.
+fn signed_alone(encoded: &Bytes, node: &NodeId, own: &VerifyingKey) -> Option<NodeEntry> {
+    let (signed, entry) = decode(encoded)?;
+    let head = entry.prev_hash[..].try_into().ok()?;
+    NodeChain { node: *node, next_index: entry.index, head }.accept(&signed, own).ok()
 }
 
 fn first_prev_hash(bytes: &Bytes) -> Option<Hash> {
-    let signed = SignedNodeEntry::decode(delimited(bytes).next()?).ok()?;
-    NodeEntry::decode(signed.entry).ok()?.prev_hash[..].try_into().ok()
+    decode(&delimited(bytes).next()?)?.1.prev_hash[..].try_into().ok()
 }
 
 /// Follows the chain through a file; gives the length of what is good.
@@ -316,29 +417,6 @@ fn replay(bytes: &Bytes, chain: &mut NodeChain, key: &SigningKey, recovered: &mu
         }
         let Ok(signed) = SignedNodeEntry::decode_length_delimited(&mut rest) else { return good };
         let Ok(entry) = chain.accept(&signed, &own) else { return good };
-        let next = entry.heartbeat.map_or(0, |h| h.next_number);
-        recovered.next_number = recovered.next_number.max(next);
-        recovered
-            .closed
-            .extend(entry.closed.iter().filter_map(|c| SessionId::try_from(&c.session_id[..]).ok()));
-        recovered.stopped = matches!(entry.mark, Some(Mark::Stopped(_)));
-        recovered.boot_id = entry.boot_id;
+        recovered.take(entry);
     }
-}
-
-/// Moves files out of the log, into a folder where a person can look at them.
-fn abandon(folder: &Path, firsts: &[u64]) -> io::Result<()> {
-    if firsts.is_empty() {
-        return Ok(());
-    }
-    let aside = folder.join("abandoned").join(uuid::Uuid::now_v7().to_string());
-    super::make_folder(&aside)?;
-    for first in firsts {
-        match fs::rename(folder.join(file_name(*first)), aside.join(file_name(*first))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // One that somebody has removed is what this is about.
-            _ => {}
-        }
-    }
-    crate::spool::sync_folder(folder)
 }

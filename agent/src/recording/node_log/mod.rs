@@ -9,5 +9,5 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-pub(super) use log::{Recovered, split};
 pub(crate) use log::{LogStanding, NodeLog, NodeLogError};
+pub(super) use log::{Recovered, split};
