@@ -32,7 +32,7 @@ impl Script {
         let mut out = Effects::default();
         self.opaque.handle(input, Instant::default().after_ms(self.second * 1000), &mut out).unwrap();
         let mut words = Vec::new();
-        while let Some(effect) = out.next() {
+        for effect in out {
             words.push(self.word(effect));
         }
         words.join(" ")
