@@ -4,11 +4,12 @@
 //! * [`connection`]: the story of one connection, top to bottom
 //! * [`refuse`]: tells a client in its own protocol why it may not connect
 //! * [`upstream`]: dials where the process wanted to go
-//! * [`pump`]: the only I/O loop
+//! * [`pump`]: the only I/O loop, over two [`leg`]s
 //! * [`tape`]: notes become events
 
 pub(crate) mod accept;
 pub(crate) mod connection;
+mod leg;
 mod pump;
 mod refuse;
 mod tape;

@@ -11,12 +11,11 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::future::{Future, pending};
-use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -28,6 +27,7 @@ use weir_protocols::{
     Side, Verdict,
 };
 
+use super::leg::Leg;
 use super::tape::{Tape, TapeError};
 use super::unsent::unsent_bytes;
 use crate::policy::judge::Standing;
@@ -36,22 +36,12 @@ use crate::recording::clock;
 
 /// Most bytes waiting to be written to one side; above it the other side is not read.
 const OUT_BYTES_MAX: usize = 256 * 1024;
-/// Slices handed to one writev.
-const WRITE_SLICES_MAX: usize = 32;
-/// A read buffer starts here and grows with what one read brings.
-const READ_BYTES_MIN: usize = 4 * 1024;
-const READ_BYTES_MAX: usize = 64 * 1024;
-/// The largest read buffer that a connection keeps while nothing arrives.
-const READ_BYTES_KEPT: usize = 16 * 1024;
 /// After one side has ended, the other may be silent this long before both are closed.
 const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(15 * 60);
 /// After the end of a connection is decided, how long what the client is still to be told may take to reach it.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a socket is asked whether its peer has it all.
 const UNSENT_INTERVAL: Duration = Duration::from_millis(5);
-/// A read buffer with less room than this is replaced: slices of small reads share one allocation, so that what waits in a
-/// queue costs about what it holds.
-const READ_ROOM_MIN: usize = 1024;
 
 /// How a pumped connection came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,24 +116,6 @@ pub(crate) struct Pump<'a> {
     /// When an ending with last words happens all the same.
     last_words_until: Option<Instant>,
     half_closed_until: Option<Instant>,
-}
-
-/// One side's socket with what waits to be written to it.
-struct Leg {
-    stream: TcpStream,
-    read_buffer: BytesMut,
-    read_bytes_next: usize,
-    out: VecDeque<Bytes>,
-    out_bytes: usize,
-    /// No more bytes come from this side (FIN or reset).
-    read_ended: bool,
-    /// Our writing half is to be shut down once `out` is empty.
-    end_after_out: bool,
-    /// Our writing half is shut down, or the peer is gone.
-    write_ended: bool,
-    /// A write was refused while its bytes were still to be read.
-    write_failed: bool,
-    gone: bool,
 }
 
 /// What one waiting brought.
@@ -506,114 +478,6 @@ impl<'a> Pump<'a> {
         }
         self.carry_out().await?;
         Ok(ending)
-    }
-}
-
-impl Leg {
-    fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            read_buffer: BytesMut::new(),
-            read_bytes_next: READ_BYTES_MIN,
-            out: VecDeque::new(),
-            out_bytes: 0,
-            read_ended: false,
-            end_after_out: false,
-            write_ended: false,
-            write_failed: false,
-            gone: false,
-        }
-    }
-
-    /// How many of the bytes will be sent: all, or none when this side takes no more.
-    fn queue(&mut self, bytes: Bytes) -> usize {
-        if self.gone || self.write_ended || bytes.is_empty() {
-            return 0;
-        }
-        let length = bytes.len();
-        self.out_bytes += length;
-        self.out.push_back(bytes);
-        length
-    }
-
-    /// One read: `None` when nothing is there, empty at the end.
-    fn read(&mut self) -> io::Result<Option<Bytes>> {
-        if self.read_buffer.capacity() - self.read_buffer.len() < READ_ROOM_MIN {
-            // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
-            self.read_buffer.reserve(self.read_bytes_next);
-        }
-        let room = self.read_buffer.capacity() - self.read_buffer.len();
-        match self.stream.try_read_buf(&mut self.read_buffer) {
-            Ok(read) => {
-                if read >= room {
-                    self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
-                }
-                Ok(Some(self.read_buffer.split().freeze()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // An idle connection keeps no large buffer.
-                if self.read_buffer.capacity() > READ_BYTES_KEPT {
-                    self.read_buffer = BytesMut::new();
-                    self.read_bytes_next = READ_BYTES_MIN;
-                }
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        while !self.out.is_empty() && !self.gone {
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
-            let mut count = 0;
-            for (slice, bytes) in slices.iter_mut().zip(&self.out) {
-                *slice = IoSlice::new(bytes);
-                count += 1;
-            }
-            match self.stream.try_write_vectored(&slices[..count]) {
-                Ok(written) => self.written(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        if self.end_after_out && !self.write_ended && !self.gone {
-            self.write_ended = true;
-            // The peer may be gone already; then its reset says so.
-            let _gone = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
-        }
-        Ok(())
-    }
-
-    fn written(&mut self, mut written: usize) {
-        self.out_bytes -= written;
-        while let Some(front) = self.out.front_mut() {
-            if written < front.len() {
-                front.advance(written);
-                return;
-            }
-            written -= front.len();
-            self.out.pop_front();
-        }
-    }
-
-    fn stop_writing(&mut self) {
-        self.write_failed = true;
-        self.write_ended = true;
-        self.out.clear();
-        self.out_bytes = 0;
-    }
-
-    fn lose(&mut self) {
-        self.stop_writing();
-        self.gone = true;
-        self.read_ended = true;
-    }
-
-    /// Closing sends RST instead of FIN: the peer must not take an aborted stream for a whole one.
-    fn reset_on_close(&self) {
-        if let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
-            tracing::debug!(%error, "SO_LINGER failed");
-        }
     }
 }
 

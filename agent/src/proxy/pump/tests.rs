@@ -1,5 +1,6 @@
 //! The pump between real sockets, with a judge that allows, denies, or holds until the test says so.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,6 +10,7 @@ use weir_proto::v1;
 use weir_protocols::operation::Opacity;
 use weir_protocols::{GrantKey, Permit};
 
+use super::super::leg::READ_BYTES_MAX;
 use super::*;
 use crate::policy::{Capture, Rules};
 use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
