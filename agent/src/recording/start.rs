@@ -252,7 +252,7 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
     let node = identity.node;
     let counters = Arc::new(Counters::default());
 
-    let (mut log, logged) = NodeLog::open(&state.join("nodelog"), node, identity.signing.clone())?;
+    let (mut log, mut logged) = NodeLog::open(&state.join("nodelog"), node, identity.signing.clone())?;
     let limits = SpoolLimits { quota_bytes: config.spool_quota_bytes, ..SpoolLimits::default() };
     let spool =
         Spool::open(&state.join("spool"), limits, identity.signing.verifying_key(), counters.clone())?;
@@ -282,7 +282,7 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
         after_crash: log.entries() > 0 && !logged.stopped,
         unreadable_journals: found.unreadable,
     };
-    begin(&mut log, &shared, started)?;
+    begin(&mut log, &shared, started, std::mem::take(&mut logged.again))?;
     counters.generations.add(1);
     let same_boot = logged.boot_id == clock::boot_id();
     let sealing = Sealing::new(node, identity.signing.clone(), generation, counters);
@@ -292,14 +292,22 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
     Ok(Opened { shared, spool, log, ring, scribe, identity, enrolled, lock })
 }
 
-/// The first entry of this life. Its heartbeat must not run ahead of what is logged as opened, so it says that too.
-fn begin(log: &mut NodeLog, shared: &Shared, started: v1::Started) -> Result<(), NodeLogError> {
+/// The first entry of this life. Its heartbeat must not run ahead of what is logged as opened, so it says that too, and
+/// what the log had said where it was damaged.
+fn begin(
+    log: &mut NodeLog,
+    shared: &Shared,
+    started: v1::Started,
+    again: NodeEntry,
+) -> Result<(), NodeLogError> {
     let mut numbers = shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
     let entry = NodeEntry {
         at_ns: clock::now().0,
         wall: Some(clock::wall()),
         boot_id: clock::boot_id(),
-        opened: numbers.opened.clone(),
+        opened: again.opened.into_iter().chain(numbers.opened.iter().cloned()).collect(),
+        closed: again.closed,
+        lost: again.lost,
         heartbeat: Some(shared.heartbeat(&numbers)),
         mark: Some(Mark::Started(started)),
         ..NodeEntry::default()

@@ -388,6 +388,7 @@ impl Spool {
             Ok((segment, signature)) => {
                 if let Some(entry) = state.entry(at) {
                     entry.hash = Some(*segment.hash());
+                    entry.unread = 0;
                 }
                 Ok(Some((segment, signature)))
             }

@@ -43,6 +43,8 @@ pub(crate) struct Recovered {
     /// The last entry is a `Stopped`.
     pub(crate) stopped: bool,
     pub(crate) boot_id: String,
+    /// What entries say that stand behind a damaged one: they are no longer in the log, so it is to be said again.
+    pub(crate) again: NodeEntry,
     lost: HashSet<SessionId>,
 }
 
@@ -94,6 +96,11 @@ impl NodeLog {
                         files = later.len(),
                         "the node log does not read on; it continues from its last good entry"
                     );
+                }
+                recovered.take_again(&bytes.slice(good as usize..), &node, &key.verifying_key());
+                for first in later.iter().filter(|later| **later != first) {
+                    let bytes = read(&folder.join(file_name(*first))).map_err(failed("reading it"))?;
+                    recovered.take_again(&bytes, &node, &key.verifying_key());
                 }
                 abandon(folder, &later).map_err(failed("setting broken files aside"))?;
                 break;
@@ -287,12 +294,8 @@ impl NodeLog {
         };
         let own = self.key.verifying_key();
         let mut said = plain.clone();
-        for encoded in delimited(&bytes) {
-            if let Some(entry) = signed_alone(&encoded, &self.chain.node, &own) {
-                said.opened.extend(entry.opened);
-                said.closed.extend(entry.closed);
-                said.lost.extend(entry.lost);
-            }
+        for entry in signed(&bytes, &self.chain.node, &own) {
+            repeat(&mut said, entry);
         }
         let nothing = said.opened.is_empty() && said.closed.is_empty() && said.lost.is_empty();
         Ok(if nothing { Vec::new() } else { split(said) })
@@ -357,6 +360,15 @@ impl Recovered {
         self.boot_id = entry.boot_id;
     }
 
+    fn take_again(&mut self, bytes: &Bytes, node: &NodeId, own: &VerifyingKey) {
+        for entry in signed(bytes, node, own) {
+            repeat(&mut self.again, entry.clone());
+            let (stopped, boot_id) = (self.stopped, std::mem::take(&mut self.boot_id));
+            self.take(entry);
+            (self.stopped, self.boot_id) = (stopped, boot_id);
+        }
+    }
+
     /// Last, because what is said twice may be said out of order.
     fn settle(&mut self) {
         let (closed, lost) = (&self.closed, &self.lost);
@@ -395,11 +407,20 @@ fn decode(encoded: &Bytes) -> Option<(SignedNodeEntry, NodeEntry)> {
     Some((signed, entry))
 }
 
-/// One entry, wherever it stands in the log, if it is as it was signed.
-fn signed_alone(encoded: &Bytes, node: &NodeId, own: &VerifyingKey) -> Option<NodeEntry> {
-    let (signed, entry) = decode(encoded)?;
-    let head = entry.prev_hash[..].try_into().ok()?;
-    NodeChain { node: *node, next_index: entry.index, head }.accept(&signed, own).ok()
+/// The entries that are as they were signed, whatever stands between them.
+fn signed(bytes: &Bytes, node: &NodeId, own: &VerifyingKey) -> impl Iterator<Item = NodeEntry> {
+    delimited(bytes).filter_map(move |encoded| {
+        let (signed, entry) = decode(&encoded)?;
+        let head = entry.prev_hash[..].try_into().ok()?;
+        NodeChain { node: *node, next_index: entry.index, head }.accept(&signed, own).ok()
+    })
+}
+
+/// Adds what an entry says about sessions.
+fn repeat(said: &mut NodeEntry, entry: NodeEntry) {
+    said.opened.extend(entry.opened);
+    said.closed.extend(entry.closed);
+    said.lost.extend(entry.lost);
 }
 
 fn first_prev_hash(bytes: &Bytes) -> Option<Hash> {

@@ -125,6 +125,36 @@ fn an_entry_that_rots_is_not_sent_and_one_that_cannot_be_read_now_is_no_divergen
     assert_eq!(log.read_from(0, usize::MAX).unwrap(), whole);
 }
 
+#[test]
+fn what_stands_behind_a_damaged_entry_is_known_and_to_be_said_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(folder.path());
+    for entry in [opened(1), opened(2), closed(1), opened(3)].into_iter().chain((0..7).map(|_| long())) {
+        log.append(entry).unwrap();
+    }
+    log.append(opened(4)).unwrap();
+    let files = list(folder.path()).unwrap();
+    assert_eq!(files.len(), 2);
+    drop(log);
+    let path = folder.path().join(file_name(0));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(16).position(|w| w == session(2).as_bytes()).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let (mut log, recovered) = open(folder.path());
+    assert_eq!(log.entries(), 1);
+    assert_eq!(recovered.again.opened.iter().map(|o| o.number).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(recovered.again.closed.iter().map(|c| c.number).collect::<Vec<_>>(), [1]);
+    assert_eq!(recovered.next_number, 5);
+    assert_eq!(recovered.open.into_values().collect::<Vec<_>>(), [3, 4]);
+    log.append(recovered.again).unwrap();
+    drop(log);
+    let (_, recovered) = open(folder.path());
+    assert_eq!(recovered.open.into_values().collect::<Vec<_>>(), [3, 4]);
+    assert!(recovered.again.opened.is_empty());
+}
+
 /// The log after its beginning at the collector's head: what the files had said, then what is new.
 fn assert_rolled_back(log: &NodeLog) {
     let entries = read_back(log, 2);
