@@ -153,12 +153,13 @@ pub fn free_port() -> anyhow::Result<u16> {
 
 /// A page of the listener whose address is in the last line of a program's log that says `words`.
 pub fn admin_page(log: &str, words: &str, path: &str) -> anyhow::Result<String> {
-    let line = log.lines().rev().find(|line| line.contains(words));
-    let line = line.with_context(|| format!("no {words:?} in {log}"))?;
-    let line = without_colours(line);
-    let words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '"' || c == ',');
-    let address = words.filter_map(|word| word.parse::<std::net::SocketAddr>().ok()).next_back();
-    let address = address.with_context(|| format!("no address in {line:?}"))?;
+    let address_in = |line: &str| {
+        let line = without_colours(line);
+        let words = line.split(|c: char| c.is_whitespace() || c == '=' || c == '"' || c == ',');
+        words.filter_map(|word| word.parse::<std::net::SocketAddr>().ok()).next_back()
+    };
+    let address = log.lines().rev().filter(|line| line.contains(words)).find_map(address_in);
+    let address = address.with_context(|| format!("no address of the {words} in {log}"))?;
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
