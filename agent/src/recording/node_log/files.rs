@@ -27,8 +27,11 @@ pub(super) const FILE_BYTES: u64 = 1 << 20;
 const FILE_BYTES_MAX: u64 = FILE_BYTES + 2 * NODE_ENTRY_BYTES_MAX as u64;
 /// A million open sessions take some 30 MiB.
 const OPEN_BYTES_MAX: u64 = 64 << 20;
+/// A disk is restored now and then; a collector that denies our log again and again must not fill ours with it.
+pub(super) const ABANDONED_MAX: usize = 32;
 const SUFFIX: &str = ".log";
 const OPEN: &str = "open";
+const ABANDONED: &str = "abandoned";
 const WRITING: &str = "next.tmp";
 const WHOLE: &str = "next";
 const JOINING: &str = "joining";
@@ -79,7 +82,7 @@ pub(super) fn abandon(folder: &Path, firsts: &[u64]) -> io::Result<()> {
     if firsts.is_empty() {
         return Ok(());
     }
-    let aside = folder.join("abandoned").join(uuid::Uuid::now_v7().to_string());
+    let aside = folder.join(ABANDONED).join(uuid::Uuid::now_v7().to_string());
     make_folder(&aside)?;
     for first in firsts {
         match fs::rename(folder.join(file_name(*first)), aside.join(file_name(*first))) {
@@ -117,6 +120,16 @@ pub(super) fn read_open(folder: &Path) -> io::Result<Vec<SessionOpened>> {
 
 /// An empty folder for a log that is to take this one's place.
 pub(super) fn begin_replacement(folder: &Path) -> io::Result<PathBuf> {
+    let abandoned = match fs::read_dir(folder.join(ABANDONED)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        logs => logs?.count(),
+    };
+    if abandoned >= ABANDONED_MAX {
+        return Err(io::Error::other(format!(
+            "{ABANDONED_MAX} logs are in its folder `{ABANDONED}` already: see why the collector's log is another one again \
+             and again, then move them away"
+        )));
+    }
     let writing = folder.join(WRITING);
     remove_folder(&writing)?;
     make_folder(&writing)?;

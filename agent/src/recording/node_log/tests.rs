@@ -239,6 +239,22 @@ fn going_on_from_the_collectors_log_survives_an_interruption_at_any_step() {
 }
 
 #[test]
+fn a_collector_that_denies_the_log_again_and_again_does_not_fill_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(folder.path());
+    log.append(opened(1)).unwrap();
+    for n in 0..files::ABANDONED_MAX as u64 {
+        log.roll_back(n, [7; 32], 2, NodeEntry::default()).unwrap();
+    }
+    let entries = log.entries();
+    let error = log.roll_back(7, [7; 32], 2, NodeEntry::default()).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("move them away"), "{error}");
+    log.append(opened(2)).unwrap();
+    assert_eq!(log.entries(), entries + 1);
+    assert_eq!(list(folder.path()).unwrap().len(), 1);
+}
+
+#[test]
 fn a_log_begun_elsewhere_reads_from_its_own_beginning_only() {
     let folder = tempfile::tempdir().unwrap();
     let mut chain = NodeChain { node: NODE, next_index: 5, head: [3; 32] };
