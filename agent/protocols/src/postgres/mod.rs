@@ -380,7 +380,8 @@ impl Conversation for Postgres {
             (_, Phase::Over) => true,
             _ if self.leaving.is_some() => false,
             (Side::Upstream, _) => true,
-            (Side::Client, Phase::Encryption(_)) => false,
+            // What it says now depends on the answer; that it leaves does not.
+            (Side::Client, Phase::Encryption(_)) => self.client.buffered() == 0,
             (Side::Client, _) => self.stalled.is_none() && !self.is_full(),
         }
     }

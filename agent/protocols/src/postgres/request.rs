@@ -104,7 +104,8 @@ impl Postgres {
             Phase::Opening => self.read_opening(now, out),
             Phase::Cancelling(_) => self.read_after_cancel(out),
             Phase::Authenticating | Phase::Ready => self.read_message(now, out),
-            Phase::Encryption(_) | Phase::Over => false,
+            Phase::Encryption(_) => self.client.buffered() == 0 && self.queue_end(out),
+            Phase::Over => false,
         }
     }
 

@@ -90,7 +90,6 @@ fn a_refused_login_is_told() {
 fn no_encryption_goes_on_in_plain_text() {
     let mut play = Playbook::new();
     play.client(&[gssenc_request()]).reaches_server(&[gssenc_request()]);
-    assert!(!play.wants_read(Side::Client), "what follows depends on the answer");
     play.server(&[bytes(b"N")]).reaches_client(&[bytes(b"N")]);
     play.client(&[ssl_request()]).reaches_server(&[ssl_request()]).server(&[bytes(b"N")]).drain();
     play.client(&[startup(&[("user", "ada")])]).reaches_server(&[startup(&[("user", "ada")])]);
@@ -109,6 +108,20 @@ fn encryption_is_the_end_of_inspection_and_says_so() {
         assert!(has(&play, "coverage", coverage));
         assert_eq!(play.became, Some((Kind::Opaque(opacity), [bytes(b"too early"), bytes(b"more")])));
     }
+}
+
+#[test]
+fn a_client_that_leaves_before_it_is_told_of_encryption_does_not_stay_open() {
+    let mut play = Playbook::new();
+    play.client(&[ssl_request()]);
+    assert!(play.wants_read(Side::Client), "it may leave");
+    play.end(Side::Client);
+    assert_eq!(play.ends, [Side::Upstream]);
+    play.end(Side::Upstream);
+    assert_eq!(play.ends, [Side::Upstream, Side::Client]);
+    let mut play = Playbook::new();
+    play.client(&[ssl_request(), bytes(b"too early")]);
+    assert!(!play.wants_read(Side::Client), "what follows depends on the answer");
 }
 
 #[test]
