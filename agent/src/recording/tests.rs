@@ -421,6 +421,7 @@ fn a_kill_at_any_moment_loses_nothing_that_was_written() {
     }
     assert!(sessions.values().any(|s| s.closed().cause == "agent-died"));
     assert_accounted(&state, &sessions);
+    assert!(node_log(&state).iter().all(|e| e.lost.is_empty()), "nothing is called lost that is there");
     // Nonces: (generation, session, seq) is one file name and one generation; a generation belongs to one life.
     let starts = node_log(&state).into_iter().filter_map(|e| match e.mark {
         Some(Mark::Started(started)) => Some(started.generation_id),
