@@ -109,8 +109,9 @@ impl Local {
             refused: Vec::new(),
         };
         intake.wraps(&private).await?;
-        intake.segments().await?;
+        // In a recording that still goes on, what the log says is closed is in the spool by then.
         intake.log().await?;
+        intake.segments().await?;
 
         let issuer = Issuer { index: index.clone(), keys: keys.clone(), address: CREDENTIAL_NAME.into() };
         // A credential for this process alone: the one of the run before is of no use to anybody.

@@ -154,7 +154,8 @@ async fn prove_node(reading: &Reading, node: &NodeId, to: &mpsc::Sender<NodeItem
         let held = index.held_list(node, after, ROWS).await.map_err(store_status)?;
         let Some(last) = held.last() else { break };
         after = (last.number, last.session_id.to_vec());
-        for session in held {
+        for mut session in held {
+            session.last = last_segment(reading, &session).await?;
             send_node(to, node_proof_item::Item::Session(session)).await?;
         }
     }
@@ -162,6 +163,20 @@ async fn prove_node(reading: &Reading, node: &NodeId, to: &mpsc::Sender<NodeItem
         send_node(to, node_proof_item::Item::Alert(alert)).await?;
     }
     Ok(())
+}
+
+/// Of a session that is closed and not wholly expired.
+async fn last_segment(
+    reading: &Reading,
+    held: &v1::HeldSession,
+) -> Result<Option<v1::SealedSegment>, Status> {
+    let (Some(seq), true) = (held.segments.checked_sub(1), held.closed) else { return Ok(None) };
+    let Ok(session) = SessionId::try_from(&held.session_id[..]) else { return Ok(None) };
+    let found = reading.store.index.segment_list(&session, seq, 1).await.map_err(store_status)?;
+    let Some(stored) = found.first() else { return Ok(None) };
+    // As above: what is gone or changed is for the verifier to find.
+    let bytes = reading.bytes(stored).await.unwrap_or_default();
+    Ok(Some(v1::SealedSegment { bytes, signature: stored.signature.clone().into() }))
 }
 
 async fn send_node(to: &mpsc::Sender<NodeItem>, item: node_proof_item::Item) -> Result<(), Status> {

@@ -2,17 +2,22 @@
 //!
 //! * [`session`]: the segments of sessions: signatures, chains, receipts, completeness
 //! * [`node`]: a node's log, and that every session it names is there
-//! * [`pins`]: the keys seen first, and what it means when they change
+//! * [`spooled`]: which missing segments may still be with their node agent
+//! * [`pins`]: the keys and logs seen first, and what it means when they change
+//! * [`terms`]: what claims that nobody signed are held against
 //!
 //! What is proven, and what is only the collector's word, is said by the reports; `docs/security.md` says who can do what.
 
 pub mod node;
 pub mod pins;
 pub mod session;
+mod spooled;
+pub mod terms;
 
-pub use node::{NodeReport, NodeVerifier};
+pub use node::{Ended, NodeReport, NodeVerifier};
 pub use pins::Pins;
 pub use session::{SessionReport, SessionVerifier, SessionsReport};
+pub use terms::Terms;
 
 use weir_proto::{NodeId, SessionId};
 
@@ -26,6 +31,15 @@ pub struct Problem {
     /// Segment of the session.
     pub seq: Option<u64>,
     pub what: String,
+}
+
+/// Wall-clock time, UTC, for people.
+fn day(unix_ns: i64) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ns))
+        .ok()
+        .and_then(|at| at.format(&format).ok())
+        .unwrap_or_else(|| format!("{unix_ns} ns"))
 }
 
 fn shown<T: std::fmt::Display, S: serde::Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {

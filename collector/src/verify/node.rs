@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use weir_proto::seal::{NodeChain, NodeLogError, VerifyingKey};
+use weir_proto::seal::{Hash, NodeChain, NodeLogError, Segment, VerifyingKey};
 use weir_proto::v1::{self, node_entry::Mark, node_proof_item::Item};
 use weir_proto::{NodeId, SessionId};
 
-use super::Problem;
-use super::pins::{Pinned, Pins};
+use super::pins::{Pinned, PinnedLog, Pins};
 use super::session::{CHANGED_NODE_KEY, verifying_key};
+use super::spooled::{Missing, Spooled};
+use super::terms::Terms;
+use super::{Problem, day};
 use crate::store::rows::unix_ns;
 
 /// Problems told one by one; more are counted.
 const PROBLEMS_MAX: usize = 1000;
+/// A node agent that was started again has by then said what became of every session it had open before.
+const RECOVERY_NS: u64 = 600 * 1_000_000_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -24,7 +28,7 @@ pub struct NodeReport {
     pub entries: u64,
     /// Sessions that the node numbered.
     pub sessions: u64,
-    /// Held whole, with the end that the node signed.
+    /// Held, by the collector's count whole; the last segment was checked to be the end that the node signed.
     pub complete: u64,
     /// Not closed by the node yet.
     pub open: u64,
@@ -34,15 +38,40 @@ pub struct NodeReport {
     pub expired: u64,
     /// Held, and too new to be in the log.
     pub newer: u64,
+    /// Time of the last entry, by the node's clock (UTC): what came after it is not proven.
+    pub log_ends: Option<String>,
     pub problems: Vec<Problem>,
     pub problems_untold: u64,
     pub alerts: Vec<String>,
     pub new_keys: Vec<String>,
+    /// The complete ones, and how the node signed that they end: for whoever goes on to check every segment.
+    #[serde(skip)]
+    pub ended: Vec<Ended>,
+    /// Segments that were checked by themselves after the log was.
+    pub segments: u64,
+}
+
+/// A session's end, as the node signed it in its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub session: SessionId,
+    pub number: u64,
+    pub segments: u64,
+    pub head: Hash,
 }
 
 impl NodeReport {
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// One more problem, told while there is room.
+    pub fn push(&mut self, problem: Problem) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        } else {
+            self.problems_untold += 1;
+        }
     }
 }
 
@@ -50,20 +79,27 @@ impl NodeReport {
 pub struct NodeVerifier<'a> {
     pins: &'a mut Pins,
     node: NodeId,
+    terms: Terms,
     key: Option<VerifyingKey>,
     log: NodeChain,
+    /// As it was found the last time.
+    pinned: Option<PinnedLog>,
     /// Entries are missing: what they said cannot be known.
     broken: bool,
     numbers: BTreeMap<u64, Numbered>,
     next_number: u64,
     /// Of the latest heartbeat.
     promised: u64,
-    spooled: u64,
+    spooled: Spooled,
     last_unix_ns: Option<i64>,
     rolled_back: bool,
+    /// The start of the agent's present life: (entry, boot time).
+    started: Option<(u64, u64)>,
+    /// Of the latest life that has said what became of everything before it.
+    recovered: u64,
     /// What the node's own disk lost: session to (first segment, why).
     lost: BTreeMap<SessionId, (u64, String)>,
-    held: BTreeMap<u64, Vec<v1::HeldSession>>,
+    held: BTreeMap<u64, Vec<Held>>,
     report: NodeReport,
 }
 
@@ -71,23 +107,53 @@ pub struct NodeVerifier<'a> {
 #[derive(Default)]
 struct Numbered {
     session: Option<SessionId>,
-    closed: Option<v1::SessionClosed>,
+    /// Entry and time that first named it.
+    opened_at: u64,
+    opened_unix_ns: i64,
+    closed: Option<Closing>,
+}
+
+struct Closing {
+    said: v1::SessionClosed,
+    at: u64,
+    unix_ns: i64,
+}
+
+/// What the collector says it holds of a session, and what its last segment itself says.
+struct Held {
+    claim: v1::HeldSession,
+    last: Result<LastSegment, String>,
+}
+
+/// The segment's signature holds.
+struct LastSegment {
+    session: SessionId,
+    node: NodeId,
+    number: u64,
+    seq: u64,
+    is_last: bool,
+    hash: Hash,
 }
 
 impl<'a> NodeVerifier<'a> {
-    pub fn new(pins: &'a mut Pins, node: NodeId) -> Self {
+    pub fn new(pins: &'a mut Pins, node: NodeId, terms: Terms) -> Self {
+        let pinned = pins.logs.get(&node.to_string()).cloned();
         Self {
             pins,
             node,
+            terms,
+            pinned,
             key: None,
             log: NodeChain::start(node),
             broken: false,
             numbers: BTreeMap::new(),
             next_number: 1,
             promised: 1,
-            spooled: 0,
+            spooled: Spooled::default(),
             last_unix_ns: None,
             rolled_back: false,
+            started: None,
+            recovered: 0,
             lost: BTreeMap::new(),
             held: BTreeMap::new(),
             report: NodeReport { node: node.to_string(), ..NodeReport::default() },
@@ -101,7 +167,7 @@ impl<'a> NodeVerifier<'a> {
                 Ok(signed) => self.entry(&signed),
                 Err(_) => self.problem("a log entry does not decode"),
             },
-            Some(Item::Session(held)) => self.held.entry(held.number).or_default().push(held),
+            Some(Item::Session(held)) => self.session(held),
             Some(Item::Alert(alert)) => self.alert(&alert),
             None => {}
         }
@@ -124,6 +190,27 @@ impl<'a> NodeVerifier<'a> {
         self.key = verifying_key(&told.signing_key);
     }
 
+    /// The segment's bytes are looked at as they come and then let go of.
+    fn session(&mut self, mut claim: v1::HeldSession) {
+        let sealed = claim.last.take().unwrap_or_default();
+        let last = match (&self.key, Segment::parse(sealed.bytes)) {
+            (None, _) => Err("there is no key to check its last segment by".to_owned()),
+            (_, Err(error)) => Err(format!("its last segment is missing or damaged at rest: {error}")),
+            (Some(key), Ok(segment)) => match segment.verify(key, &sealed.signature) {
+                Err(error) => Err(format!("its last segment: {error}")),
+                Ok(()) => Ok(LastSegment {
+                    session: segment.session(),
+                    node: segment.draft().node,
+                    number: segment.draft().number,
+                    seq: segment.seq(),
+                    is_last: segment.draft().last,
+                    hash: *segment.hash(),
+                }),
+            },
+        };
+        self.held.entry(claim.number).or_default().push(Held { claim, last });
+    }
+
     fn entry(&mut self, signed: &v1::SignedNodeEntry) {
         let Some(key) = self.key else { return self.problem("no key to check the log by") };
         let entry = match self.log.accept(signed, &key) {
@@ -142,9 +229,18 @@ impl<'a> NodeVerifier<'a> {
             boot_ns: wall.boot_ns,
             synchronized: wall.synchronized,
         };
-        self.last_unix_ns = Some(unix_ns(&anchor, entry.at_ns));
+        let unix_ns = unix_ns(&anchor, entry.at_ns);
+        self.last_unix_ns = Some(unix_ns);
         self.report.entries += 1;
-        self.told(entry);
+        if let Some(pinned) = &self.pinned
+            && pinned.entries == self.log.next_index
+            && pinned.head != hex::encode(self.log.head)
+        {
+            self.problem(
+                "the log is ANOTHER ONE than when it was last verified here: its entries were replaced",
+            );
+        }
+        self.told(entry, unix_ns);
     }
 
     /// Goes on after a break, so that one break is told once; nothing that is not signed is believed.
@@ -184,10 +280,11 @@ impl<'a> NodeVerifier<'a> {
         Some(entry)
     }
 
-    fn told(&mut self, entry: v1::NodeEntry) {
+    fn told(&mut self, entry: v1::NodeEntry, unix_ns: i64) {
+        let at = entry.index;
         for opened in &entry.opened {
             let session = SessionId::try_from(&opened.session_id[..]).ok();
-            let known = self.numbers.entry(opened.number).or_default();
+            let known = self.numbers.entry(opened.number).or_insert_with(|| Numbered::new(at, unix_ns));
             if known.session.is_some() && known.session != session {
                 self.problem(&format!("number {} was given to two sessions", opened.number));
                 continue;
@@ -195,11 +292,19 @@ impl<'a> NodeVerifier<'a> {
             known.session = session;
             self.next_number = self.next_number.max(opened.number.saturating_add(1));
         }
-        for closed in entry.closed {
-            let known = self.numbers.entry(closed.number).or_default();
-            known.session = known.session.or(SessionId::try_from(&closed.session_id[..]).ok());
-            self.next_number = self.next_number.max(closed.number.saturating_add(1));
-            known.closed = Some(closed);
+        for said in entry.closed {
+            let number = said.number;
+            let known = self.numbers.entry(number).or_insert_with(|| Numbered::new(at, unix_ns));
+            let session = SessionId::try_from(&said.session_id[..]).ok();
+            let other_session = known.session.is_some() && known.session != session;
+            let other_end = known.closed.as_ref().is_some_and(|closing| closing.said != said);
+            if other_session || other_end {
+                self.problem_of(session, format!("number {number} was closed in two ways"));
+                continue;
+            }
+            known.session = session;
+            known.closed.get_or_insert(Closing { said, at, unix_ns });
+            self.next_number = self.next_number.max(number.saturating_add(1));
         }
         for lost in entry.lost {
             if let Ok(session) = SessionId::try_from(&lost.session_id[..]) {
@@ -210,7 +315,13 @@ impl<'a> NodeVerifier<'a> {
             // A number that was just taken may be named by the next entry only: one entry's word counts from then on.
             self.next_number = self.next_number.max(self.promised);
             self.promised = heartbeat.next_number;
-            self.spooled = heartbeat.spooled_segments;
+            self.spooled.beat(at, if self.terms.local { 0 } else { heartbeat.spooled_segments });
+        }
+        match (&entry.mark, self.started) {
+            (Some(Mark::Started(_)), _) => self.started = Some((at, entry.at_ns)),
+            (Some(Mark::Stopped(_)), Some((start, _))) => self.recovered = start,
+            (_, Some((start, ns))) if entry.at_ns.saturating_sub(ns) >= RECOVERY_NS => self.recovered = start,
+            _ => {}
         }
         if let Some(Mark::RolledBack(mark)) = entry.mark {
             self.rolled_back = true;
@@ -238,9 +349,9 @@ impl<'a> NodeVerifier<'a> {
             self.problem("sessions are held, but no log entry is");
         }
         self.report.sessions = self.next_number.saturating_sub(1);
-        let mut waiting = Waiting::default();
+        let mut missing = Vec::new();
         for number in 1..self.next_number {
-            self.number(number, &mut waiting);
+            self.number(number, &mut missing);
             if self.report.problems.len() >= PROBLEMS_MAX && self.report.problems_untold > PROBLEMS_MAX as u64
             {
                 // A log that promises 2^63 numbers is not walked to its end.
@@ -249,25 +360,42 @@ impl<'a> NodeVerifier<'a> {
             }
         }
         // What the agent signed that it still holds may be under way; more than that is missing.
-        if waiting.segments <= self.spooled {
-            self.report.pending = waiting.problems.len() as u64;
-        } else {
-            for problem in waiting.problems {
-                self.push(problem);
-            }
+        let (pending, gone) = self.spooled.settle(missing);
+        self.report.pending = pending;
+        for problem in gone {
+            self.push(problem);
         }
         let newer = self.held.range(self.next_number.max(1)..).map(|(_, held)| held.len() as u64).sum();
         self.report.newer = newer;
+        self.report.log_ends = self.last_unix_ns.map(day);
+        self.continuation();
         self.report
     }
 
-    fn number(&mut self, number: u64, waiting: &mut Waiting) {
+    /// A log only grows: what was here the last time must be its beginning.
+    fn continuation(&mut self) {
+        let (entries, head) = (self.log.next_index, hex::encode(self.log.head));
+        match &self.pinned {
+            Some(pinned) if entries < pinned.entries => self.problem(&format!(
+                "the log was CUT OFF: it had {} entries when it was last verified here, now it has {entries}",
+                pinned.entries
+            )),
+            Some(pinned) if entries == pinned.entries && head != pinned.head => {}
+            _ if self.broken || entries == 0 => {}
+            _ => {
+                self.pins.logs.insert(self.node.to_string(), PinnedLog { entries, head });
+            }
+        }
+    }
+
+    fn number(&mut self, number: u64, missing: &mut Vec<Missing>) {
         let held = self.held.remove(&number).unwrap_or_default();
-        let Some(Numbered { session, closed }) = self.numbers.remove(&number) else {
+        let Some(known) = self.numbers.remove(&number) else {
             let why = if self.broken { " (log entries are missing)" } else { "" };
             return self.problem(&format!("session number {number} is nowhere in the log{why}"));
         };
-        let mine = held.iter().find(|held| SessionId::try_from(&held.session_id[..]).ok() == session);
+        let session = known.session;
+        let mine = held.iter().find(|held| SessionId::try_from(&held.claim.session_id[..]).ok() == session);
         if held.len() > usize::from(mine.is_some()) {
             self.problem_of(
                 session,
@@ -275,52 +403,55 @@ impl<'a> NodeVerifier<'a> {
             );
         }
         if let Some((from, reason)) = session.and_then(|session| self.lost.get(&session)).cloned() {
-            let have = mine.map_or(0, |held| held.segments);
+            let have = mine.map_or(0, |held| held.claim.segments);
             let what = format!(
                 "number {number}: LOST on the node's own disk from segment {from} on ({reason}); {have} are held"
             );
             return self.problem_of(session, what);
         }
-        let Some(closed) = closed else {
-            self.report.open += 1;
-            if self.rolled_back {
-                self.problem_of(
-                    session,
-                    format!("number {number} was open when the agent was rolled back: its end is lost"),
-                );
-            }
-            return;
+        let Some(closing) = &known.closed else { return self.open(number, &known) };
+        let closed = &closing.said;
+        let mut wait = |segments: u64, what: String| {
+            let problem = Problem { node: None, session, seq: None, what };
+            missing.push(Missing { closed_at: closing.at, segments: segments.max(1), problem });
         };
-        let Some(held) = mine else {
+        let Some(Held { claim, last }) = mine else {
             let what = format!(
                 "MISSING: the node closed session number {number} with {} segments, the collector holds none",
                 closed.segments
             );
-            return waiting.add(session, closed.segments, what);
+            return wait(closed.segments, what);
         };
-        if held.segments < closed.segments {
-            let what = format!("number {number}: {} of {} segments are held", held.segments, closed.segments);
-            waiting.add(session, closed.segments - held.segments, what);
-        } else if held.segments > closed.segments || held.head_hash != closed.head_hash {
-            self.problem_of(
-                session,
-                format!("number {number}: what is held ends differently from what the node signed"),
-            );
-        } else if !held.closed {
-            self.problem_of(
-                session,
-                format!("number {number}: the node closed it, the collector says that it is open"),
-            );
-        } else if held.expired_segments >= held.segments {
-            self.report.expired += 1;
-        } else if held.held_segments.saturating_add(held.expired_segments) != held.segments {
+        if claim.segments < closed.segments {
+            let what =
+                format!("number {number}: {} of {} segments are held", claim.segments, closed.segments);
+            return wait(closed.segments - claim.segments, what);
+        }
+        match held_problem(&known, closing, claim, last, &self.terms, self.node) {
+            Some(what) => self.problem_of(session, format!("number {number}: {what}")),
+            None if claim.expired_segments >= claim.segments => self.report.expired += 1,
+            None => {
+                self.report.complete += 1;
+                let head = Hash::try_from(&closed.head_hash[..]).ok();
+                if let (Some(session), Some(head)) = (session, head) {
+                    self.report.ended.push(Ended { session, number, segments: closed.segments, head });
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, number: u64, known: &Numbered) {
+        self.report.open += 1;
+        if self.rolled_back {
+            let what = format!("number {number} was open when the agent was rolled back: its end is lost");
+            self.problem_of(known.session, what);
+        } else if known.opened_at < self.recovered {
             let what = format!(
-                "number {number}: {} of its segments are missing at the collector",
-                held.segments.saturating_sub(held.held_segments.saturating_add(held.expired_segments))
+                "number {number} VANISHED: it was open when the node agent ended, and the agent started again at log entry {} \
+                 without a word of it",
+                self.recovered
             );
-            self.problem_of(session, what);
-        } else {
-            self.report.complete += 1;
+            self.problem_of(known.session, what);
         }
     }
 
@@ -333,32 +464,59 @@ impl<'a> NodeVerifier<'a> {
     }
 
     fn push(&mut self, problem: Problem) {
-        if self.report.problems.len() < PROBLEMS_MAX {
-            self.report.problems.push(problem);
-        } else {
-            self.report.problems_untold += 1;
+        self.report.push(problem);
+    }
+}
+
+impl Numbered {
+    fn new(opened_at: u64, opened_unix_ns: i64) -> Self {
+        Self { session: None, opened_at, opened_unix_ns, closed: None }
+    }
+}
+
+/// What is wrong with a closed session of which the collector says that it holds all.
+fn held_problem(
+    known: &Numbered,
+    closing: &Closing,
+    claim: &v1::HeldSession,
+    last: &Result<LastSegment, String>,
+    terms: &Terms,
+    node: NodeId,
+) -> Option<String> {
+    let closed = &closing.said;
+    if claim.segments > closed.segments || claim.head_hash != closed.head_hash {
+        return Some("what is held ends differently from what the node signed".into());
+    }
+    if !claim.closed {
+        return Some("the node closed it, the collector says that it is open".into());
+    }
+    let wholly_expired = claim.expired_segments >= claim.segments;
+    let aged_ns = if wholly_expired { closing.unix_ns } else { known.opened_unix_ns };
+    if claim.expired_segments > 0 && !terms.may_be_expired(aged_ns / 1_000_000) {
+        return Some(format!(
+            "the collector says that {} of its segments have expired, but the node signed them on {} (UTC): too young for that",
+            claim.expired_segments,
+            day(aged_ns)
+        ));
+    }
+    if wholly_expired {
+        return None;
+    }
+    let there = claim.held_segments.saturating_add(claim.expired_segments);
+    if there != claim.segments {
+        let gone = claim.segments.saturating_sub(there);
+        return Some(format!("{gone} of its segments are missing at the collector"));
+    }
+    match last {
+        Err(what) => Some(what.clone()),
+        Ok(last) => {
+            let as_signed = last.is_last
+                && last.node == node
+                && Some(last.session) == known.session
+                && last.number == closed.number
+                && last.seq.checked_add(1) == Some(closed.segments)
+                && last.hash[..] == closed.head_hash[..];
+            (!as_signed).then(|| "its last segment is not the end that the node signed".into())
         }
     }
-}
-
-/// Segments that are not here: under way, or missing.
-#[derive(Default)]
-struct Waiting {
-    segments: u64,
-    problems: Vec<Problem>,
-}
-
-impl Waiting {
-    fn add(&mut self, session: Option<SessionId>, segments: u64, what: String) {
-        self.segments = self.segments.saturating_add(segments.max(1));
-        self.problems.push(Problem { node: None, session, seq: None, what });
-    }
-}
-
-fn day(unix_ns: i64) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ns))
-        .ok()
-        .and_then(|at| at.format(&format).ok())
-        .unwrap_or_else(|| format!("{unix_ns} ns"))
 }

@@ -1,5 +1,5 @@
 //! The keys seen first. A node's signing key never changes in its life, a collector's receipt key neither: one that is
-//! another one today was replaced by somebody.
+//! another one today was replaced by somebody. And how far each node's log went: it only ever grows.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,17 @@ pub struct Pins {
     pub receipt_key: Option<String>,
     /// Node id to signing key, hex.
     pub nodes: BTreeMap<String, String>,
+    /// Node id to its log, as far as it was checked and held.
+    #[serde(default)]
+    pub logs: BTreeMap<String, PinnedLog>,
+}
+
+/// How far a node's log went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedLog {
+    pub entries: u64,
+    /// Hash of the last of them, hex.
+    pub head: String,
 }
 
 /// How a key compares with the one seen first.

@@ -1,12 +1,17 @@
 //! The segments of sessions: each one is signed by its node, follows the one before, and has the collector's receipt;
 //! together they are complete from the first to the end.
 
+use std::collections::HashSet;
+
 use weir_proto::seal::{self, Chain, ChainError, Segment, VerifyingKey};
 use weir_proto::v1::{self, event::Kind, proof_item::Item};
 use weir_proto::{NodeId, RunId, SessionId};
 
-use super::Problem;
+use super::node::Ended;
 use super::pins::{Pinned, Pins};
+use super::terms::{Terms, made_unix_ms};
+use super::{Problem, day};
+use crate::store::sqlite::Subject;
 
 /// Problems told one by one; more are counted.
 const PROBLEMS_MAX: usize = 1000;
@@ -33,6 +38,8 @@ pub struct SessionReport {
 /// What was found of all that was asked for.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct SessionsReport {
+    /// The run or session that everything was checked to belong to.
+    pub subject: String,
     pub sessions: Vec<SessionReport>,
     pub problems: Vec<Problem>,
     pub problems_untold: u64,
@@ -51,9 +58,14 @@ impl SessionsReport {
 /// Takes the items of a proof in their order.
 pub struct SessionVerifier<'a> {
     pins: &'a mut Pins,
+    asked: Subject,
+    terms: Terms,
+    /// Where the node's log says that the session ends.
+    ended: Option<Ended>,
     receipts: Option<VerifyingKey>,
     node: Option<(NodeId, VerifyingKey)>,
     current: Option<Current>,
+    seen: HashSet<SessionId>,
     report: SessionsReport,
 }
 
@@ -67,8 +79,28 @@ struct Current {
 }
 
 impl<'a> SessionVerifier<'a> {
-    pub fn new(pins: &'a mut Pins) -> Self {
-        Self { pins, receipts: None, node: None, current: None, report: SessionsReport::default() }
+    /// What is sent is held against what was asked for: a collector that proves another run proves nothing.
+    pub fn new(pins: &'a mut Pins, asked: Subject, terms: Terms) -> Self {
+        let subject = match asked {
+            Subject::Run(run) => format!("run {run}"),
+            Subject::Session(session) => format!("session {session}"),
+        };
+        Self {
+            pins,
+            asked,
+            terms,
+            ended: None,
+            receipts: None,
+            node: None,
+            current: None,
+            seen: HashSet::new(),
+            report: SessionsReport { subject, ..SessionsReport::default() },
+        }
+    }
+
+    /// For one session of a node's log: it must also end as the node signed there.
+    pub fn of_log(pins: &'a mut Pins, ended: Ended, terms: Terms) -> Self {
+        Self { ended: Some(ended), ..Self::new(pins, Subject::Session(ended.session), terms) }
     }
 
     pub fn take(&mut self, item: v1::ProofItem) {
@@ -134,6 +166,7 @@ impl<'a> SessionVerifier<'a> {
         if self.node.is_none_or(|(told, _)| told != node) {
             self.problem(Some(session), None, "the collector did not send the key of the session's node");
         }
+        self.claim_problems(session, &claim);
         let mut chain = Chain::start(session, node);
         chain.next_seq = claim.expired_segments;
         self.current = Some(Current {
@@ -152,6 +185,38 @@ impl<'a> SessionVerifier<'a> {
             },
             claim,
         });
+    }
+
+    /// What is wrong with a session before its first segment is looked at.
+    fn claim_problems(&mut self, session: SessionId, claim: &v1::ProofSession) {
+        let run = RunId::try_from(&claim.run_id[..]).ok();
+        let as_asked = match self.asked {
+            Subject::Run(asked) => run == Some(asked),
+            Subject::Session(asked) => session == asked,
+        };
+        if !as_asked {
+            let what =
+                format!("the collector sent it instead of what was asked for ({})", self.report.subject);
+            self.problem(Some(session), None, what);
+        }
+        if !self.seen.insert(session) {
+            self.problem(Some(session), None, "the collector sent it twice");
+        }
+        let made = made_unix_ms(&session);
+        if claim.expired_segments > 0 && !self.terms.may_be_expired(made) {
+            let what = format!(
+                "the collector says that its segments have expired, but it was opened on {} (UTC): too young for that",
+                day(made.saturating_mul(1_000_000))
+            );
+            self.problem(Some(session), None, what);
+        }
+        if let Some(ended) = &self.ended
+            && (claim.segments != ended.segments
+                || claim.head_hash[..] != ended.head[..]
+                || claim.node_number != ended.number)
+        {
+            self.problem(Some(session), None, "it ends differently from what the node signed in its log");
+        }
     }
 
     fn segment(&mut self, sent: v1::ProofSegment) {

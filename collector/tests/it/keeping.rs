@@ -5,7 +5,8 @@ use std::time::Duration;
 use weir_collector::metrics::Metrics;
 use weir_collector::retention::{Keep, Retention};
 use weir_collector::store::Store;
-use weir_collector::verify::{Pins, SessionVerifier};
+use weir_collector::store::sqlite::Subject;
+use weir_collector::verify::{Pins, SessionVerifier, Terms};
 use weir_proto::RunId;
 use weir_proto::v1;
 
@@ -58,14 +59,21 @@ async fn old_sessions_leave_a_tombstone_and_nothing_else() {
     let index = std::fs::read(collector.config.data.join("index.sqlite")).unwrap();
     assert!(!index.windows(9).any(|bytes| bytes == b"SELECT 1\0" || bytes.starts_with(b"SELECT 2")));
 
+    let now = weir_collector::clock::unix_ms();
     let mut pins = Pins::default();
-    let mut verifier = SessionVerifier::new(&mut pins);
-    for item in proof(&collector, run).await {
-        verifier.take(item);
+    let items = proof(&collector, run).await;
+    for (now, believed) in [(now + DAY_MS, true), (now, false)] {
+        let mut verifier = SessionVerifier::new(&mut pins, Subject::Run(run), Terms::at(now));
+        items.iter().cloned().for_each(|item| verifier.take(item));
+        let report = verifier.finish();
+        assert_eq!(
+            report.is_ok(),
+            believed,
+            "a minute after it was recorded nothing is old: {:?}",
+            report.problems
+        );
+        assert_eq!(report.sessions[0].expired, 2);
     }
-    let report = verifier.finish();
-    assert!(report.is_ok(), "expired is not missing: {:?}", report.problems);
-    assert_eq!(report.sessions[0].expired, 2);
 
     // The agent never saw its receipt: it may still let go of what was held and expired.
     let mut shipping = agent.ship(&collector).await;

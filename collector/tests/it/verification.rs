@@ -1,7 +1,9 @@
 //! What `weir verify` finds when somebody who owns the collector's disk deletes or changes something.
 
 use sqlx::SqlitePool;
-use weir_collector::verify::{NodeReport, NodeVerifier, Pins, SessionVerifier, SessionsReport};
+use weir_collector::clock;
+use weir_collector::store::sqlite::Subject;
+use weir_collector::verify::{NodeReport, NodeVerifier, Pins, SessionVerifier, SessionsReport, Terms};
 use weir_proto::RunId;
 use weir_proto::v1;
 
@@ -41,16 +43,21 @@ impl Scene {
 
     async fn sessions(&mut self) -> SessionsReport {
         let items = proof(&self.collector, self.run).await;
-        let mut verifier = SessionVerifier::new(&mut self.pins);
+        let asked = Subject::Run(self.run);
+        let mut verifier = SessionVerifier::new(&mut self.pins, asked, Terms::at(clock::unix_ms()));
         items.into_iter().for_each(|item| verifier.take(item));
         verifier.finish()
     }
 
     async fn node(&mut self) -> NodeReport {
+        self.node_by(Terms::at(clock::unix_ms())).await
+    }
+
+    async fn node_by(&mut self, terms: Terms) -> NodeReport {
         let asked = v1::NodeProofRequest { node_id: self.agent.node.to_field() };
         let mut query = self.collector.query().await;
         let mut items = query.node_proof(self.collector.asked(asked)).await.unwrap().into_inner();
-        let mut verifier = NodeVerifier::new(&mut self.pins, self.agent.node);
+        let mut verifier = NodeVerifier::new(&mut self.pins, self.agent.node, terms);
         while let Some(item) = items.message().await.unwrap() {
             verifier.take(item);
         }
@@ -237,6 +244,114 @@ async fn a_replaced_key_is_shouted() {
     assert!(report.problems.iter().any(|problem| problem.what.contains("ITS SIGNING KEY IS ANOTHER ONE")));
     assert!(report.problems.iter().any(|problem| problem.what.contains("RECEIPT KEY IS ANOTHER ONE")));
     assert!(!scene.node().await.is_ok());
+}
+
+#[tokio::test]
+async fn segments_that_only_the_index_still_claims_are_named_by_the_node_too() {
+    let mut scene = Scene::new().await;
+    scene
+        .collector
+        .restart(async |data| std::fs::remove_dir_all(data.join("objects/bundles")).unwrap())
+        .await;
+    let report = scene.node().await;
+    assert_eq!((report.complete, report.problems.len()), (0, 3), "{:?}", report.problems);
+    assert!(report.problems[0].what.contains("missing or damaged at rest"), "{:?}", report.problems);
+}
+
+#[tokio::test]
+async fn another_run_than_asked_for_proves_nothing() {
+    let mut scene = Scene::new().await;
+    let asked = Subject::Run(RunId::generate());
+    let items = proof(&scene.collector, scene.run).await;
+    let mut verifier = SessionVerifier::new(&mut scene.pins, asked, Terms::at(clock::unix_ms()));
+    items.into_iter().for_each(|item| verifier.take(item));
+    let report = verifier.finish();
+    assert_eq!(report.problems.len(), 3, "{:?}", report.problems);
+    assert!(report.problems[0].what.contains("instead of what was asked for"), "{:?}", report.problems);
+}
+
+#[tokio::test]
+async fn every_segment_of_a_node_is_held_against_its_log() {
+    let mut scene = Scene::new().await;
+    let ended = scene.node().await.ended;
+    assert_eq!(ended.len(), 3);
+    let items: Vec<_> = proof(&scene.collector, scene.run).await;
+    let of = |items: &[v1::ProofItem], ended, pins: &mut Pins| {
+        let mut verifier = SessionVerifier::of_log(pins, ended, Terms::at(clock::unix_ms()));
+        items.iter().cloned().for_each(|item| verifier.take(item));
+        verifier.finish().problems.into_iter().filter(|p| p.session == Some(ended.session)).count()
+    };
+    assert_eq!(of(&items, ended[0], &mut scene.pins), 0);
+    let mut other = ended[0];
+    other.head[0] ^= 1;
+    assert_eq!(of(&items, other, &mut scene.pins), 1, "the log names another end");
+}
+
+#[tokio::test]
+async fn a_session_said_to_have_expired_too_early_is_named() {
+    let mut scene = Scene::new().await;
+    scene
+        .tamper(&[
+            "DELETE FROM segment WHERE session_id = SECOND",
+            "UPDATE session SET expired_seq = next_seq, expired_ms = 1 WHERE id = SECOND",
+        ])
+        .await;
+    let report = scene.sessions().await;
+    assert!(report.problems.iter().any(|p| p.what.contains("too young for that")), "{:?}", report.problems);
+    // The node's clock of these tests stands years back: what it signed is old enough, a longer keep is not.
+    assert_eq!(scene.node().await.expired, 1);
+    let long = std::time::Duration::from_secs(100 * 365 * 86_400);
+    let report = scene.node_by(Terms { keep: long, ..Terms::at(clock::unix_ms()) }).await;
+    assert!(report.problems.iter().any(|p| p.what.contains("too young for that")), "{:?}", report.problems);
+}
+
+#[tokio::test]
+async fn a_log_that_became_shorter_is_named() {
+    let mut scene = Scene::new().await;
+    assert!(scene.node().await.is_ok());
+    scene
+        .tamper(&["DELETE FROM node_entry WHERE idx >= 4", "DELETE FROM segment WHERE seq > 1000 OR seq = 2"])
+        .await;
+    let report = scene.node().await;
+    assert!(report.problems.iter().any(|p| p.what.contains("CUT OFF: it had 6")), "{:?}", report.problems);
+    let report = scene.node().await;
+    assert!(report.problems.iter().any(|p| p.what.contains("CUT OFF")), "it is not forgotten");
+}
+
+#[tokio::test]
+async fn a_session_that_a_restart_forgot_is_named() {
+    let mut scene = Scene::new().await;
+    let mut session = scene.agent.session(scene.run);
+    let entries = [
+        Agent::opened(&[&session]),
+        v1::NodeEntry {
+            mark: Some(v1::node_entry::Mark::Started(v1::Started {
+                after_crash: true,
+                ..Default::default()
+            })),
+            ..Default::default()
+        },
+        v1::NodeEntry {
+            mark: Some(v1::node_entry::Mark::Stopped(v1::Stopped::default())),
+            ..Default::default()
+        },
+    ];
+    let mut shipping = scene.agent.ship(&scene.collector).await;
+    for (at, entry) in entries.into_iter().enumerate() {
+        let entry = scene.agent.entry(entry);
+        shipping.entries(vec![entry]).await.unwrap();
+        assert_eq!(
+            scene.node().await.is_ok(),
+            at < 2,
+            "until the agent has had the time to say what became of it"
+        );
+    }
+    session.whole(1);
+    let closed = scene.agent.closed(&[&session]);
+    let closed = scene.agent.entry(closed);
+    shipping.entries(vec![closed]).await.unwrap();
+    let report = scene.node().await;
+    assert!(!report.problems.iter().any(|p| p.what.contains("VANISHED")), "{:?}", report.problems);
 }
 
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {

@@ -122,7 +122,10 @@ impl Client {
         let found = self.query.sessions(asked).await?.into_inner().sessions;
         match found.as_slice() {
             [] => bail!("no run and no session {named:?}: `weir runs` and `weir sessions` list them"),
-            [one] => Ok(Subject::Session(SessionId::try_from(&one.session_id[..])?)),
+            [one] => {
+                as_named(named, &one.session_id)?;
+                Ok(Subject::Session(SessionId::try_from(&one.session_id[..])?))
+            }
             _ => bail!("{named:?} is the beginning or end of several sessions: give more of the id"),
         }
     }
@@ -136,6 +139,9 @@ impl Client {
             [] => Ok(None),
             [one] => {
                 let run = one.run.as_ref().context("the collector sent a run without an id")?;
+                if !last {
+                    as_named(named, &run.id)?;
+                }
                 Ok(Some(RunId::try_from(&run.id[..])?))
             }
             _ => bail!("{named:?} is the beginning or end of several runs: give more of the id"),
@@ -192,6 +198,15 @@ impl Client {
     }
 }
 
+impl From<Subject> for weir_collector::store::sqlite::Subject {
+    fn from(subject: Subject) -> Self {
+        match subject {
+            Subject::Run(run) => Self::Run(run),
+            Subject::Session(session) => Self::Session(session),
+        }
+    }
+}
+
 impl Subject {
     /// (run id, session id) fields, one of them empty.
     pub(crate) fn fields(self) -> (prost::bytes::Bytes, prost::bytes::Bytes) {
@@ -200,6 +215,15 @@ impl Subject {
             Self::Session(session) => (Default::default(), session.to_field()),
         }
     }
+}
+
+/// The collector looked it up; that it found what was named is checked here.
+fn as_named(named: &str, id: &[u8]) -> Result<()> {
+    let (part, id) = (named.replace('-', "").to_ascii_lowercase(), hex::encode(id));
+    if id.starts_with(&part) || (part.len() >= 4 && id.ends_with(&part)) {
+        return Ok(());
+    }
+    bail!("the collector answered with {id}, which is not {named:?}")
 }
 
 pub(crate) fn page(limit: u32) -> Option<v1::Page> {

@@ -138,6 +138,7 @@ impl SqliteIndex {
                     gaps: uint(row, "gaps")?,
                     expired_segments: uint(row, "expired_seq")?,
                     held_segments: uint(row, "held")?,
+                    last: None,
                 })
             })
             .collect()
