@@ -16,8 +16,6 @@ use crate::store::rows::unix_ns;
 
 /// Problems told one by one; more are counted.
 const PROBLEMS_MAX: usize = 1000;
-/// A node agent that was started again has by then said what became of every session it had open before.
-const RECOVERY_NS: u64 = 600 * 1_000_000_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -93,9 +91,9 @@ pub struct NodeVerifier<'a> {
     spooled: Spooled,
     last_unix_ns: Option<i64>,
     rolled_back: bool,
-    /// The start of the agent's present life: (entry, boot time).
-    started: Option<(u64, u64)>,
-    /// Of the latest life that has said what became of everything before it.
+    /// The entry that began the agent's present life.
+    started: Option<u64>,
+    /// The one of the latest life that has said what became of everything before it.
     recovered: u64,
     /// What the node's own disk lost: session to (first segment, why).
     lost: BTreeMap<SessionId, (u64, String)>,
@@ -316,11 +314,21 @@ impl<'a> NodeVerifier<'a> {
             self.next_number = self.next_number.max(self.promised);
             self.promised = heartbeat.next_number;
             self.spooled.beat(at, if self.terms.local { 0 } else { heartbeat.spooled_segments });
+            if heartbeat.recovered {
+                self.recovered = self.started.unwrap_or(self.recovered);
+            }
         }
-        match (&entry.mark, self.started) {
-            (Some(Mark::Started(_)), _) => self.started = Some((at, entry.at_ns)),
-            (Some(Mark::Stopped(_)), Some((start, _))) => self.recovered = start,
-            (_, Some((start, ns))) if entry.at_ns.saturating_sub(ns) >= RECOVERY_NS => self.recovered = start,
+        match &entry.mark {
+            Some(Mark::Started(started)) => {
+                self.started = Some(at);
+                if started.unreadable_journals > 0 {
+                    self.problem(&format!(
+                        "at log entry {at} the agent started and could not read {} of its journals: what only they held is lost",
+                        started.unreadable_journals
+                    ));
+                }
+            }
+            Some(Mark::Stopped(_)) => self.recovered = self.started.unwrap_or(self.recovered),
             _ => {}
         }
         if let Some(Mark::RolledBack(mark)) = entry.mark {
@@ -402,7 +410,13 @@ impl<'a> NodeVerifier<'a> {
                 format!("number {number} is also carried by a session that the log does not name"),
             );
         }
-        if let Some((from, reason)) = session.and_then(|session| self.lost.get(&session)).cloned() {
+        let whole = mine.zip(known.closed.as_ref()).is_some_and(|(held, closing)| {
+            held.claim.segments == closing.said.segments && held.claim.head_hash == closing.said.head_hash
+        });
+        // What the node lost after the collector had it is not lost.
+        if let Some((from, reason)) = session.and_then(|session| self.lost.get(&session)).cloned()
+            && !whole
+        {
             let have = mine.map_or(0, |held| held.claim.segments);
             let what = format!(
                 "number {number}: LOST on the node's own disk from segment {from} on ({reason}); {have} are held"
