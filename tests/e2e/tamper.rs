@@ -133,6 +133,13 @@ fn a_node_day_a_segment_and_a_session_deleted_at_the_collector_and_a_changed_byt
             "log",
         ),
         (
+            "a session with its row",
+            format!("DELETE FROM session WHERE id = {}", blob(&second)),
+            "--node",
+            node.clone(),
+            second.as_str(),
+        ),
+        (
             "a whole session",
             format!("DELETE FROM segment WHERE session_id = {}", blob(&second)),
             "--node",
