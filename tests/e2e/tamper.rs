@@ -133,6 +133,13 @@ fn a_node_day_a_segment_and_a_session_deleted_at_the_collector_and_a_changed_byt
             "log",
         ),
         (
+            "the end of the node log",
+            format!("DELETE FROM node_entry WHERE idx >= 2 AND node_id = {}", blob(&node)),
+            "--node",
+            node.clone(),
+            "log",
+        ),
+        (
             "a session with its row",
             format!("DELETE FROM session WHERE id = {}", blob(&second)),
             "--node",
