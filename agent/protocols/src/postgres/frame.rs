@@ -119,6 +119,15 @@ impl<'a> Fields<'a> {
         taken
     }
 
+    /// A string whose end may lie beyond the bytes that are here: then they are its beginning.
+    pub(crate) fn name(&mut self) -> &'a [u8] {
+        self.cstr().unwrap_or_else(|| {
+            let rest = self.rest();
+            self.at = self.bytes.len();
+            rest
+        })
+    }
+
     /// A value with its length before it: `Some(None)` is NULL.
     pub(crate) fn value(&mut self) -> Option<Option<Range<usize>>> {
         let Ok(length) = usize::try_from(self.i32()?) else { return Some(None) };

@@ -21,8 +21,8 @@ pub(crate) const NAMES_MAX: usize = 16 * 1024;
 /// What texts, values and columns kept by name may take in one session, bytes. Beyond it a text is not kept, and its
 /// Execute is asked as `oversized`; values and columns are not shown.
 pub(crate) const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Longest name kept, bytes; PostgreSQL's own names end at 63.
-const NAME_BYTES_MAX: usize = 1024;
+/// What a server reads of a name, bytes (its `NAMEDATALEN` less the NUL): longer names that begin the same are one name.
+const NAME_BYTES_MAX: usize = 63;
 
 #[derive(Debug, Default)]
 pub(crate) struct Statement {
@@ -132,7 +132,7 @@ pub(crate) struct Table<V> {
 
 #[derive(Debug)]
 struct Slot<V> {
-    confirmed: Option<Arc<V>>,
+    confirmed: Option<Meaning<V>>,
     pending: VecDeque<Pending<V>>,
 }
 
@@ -141,7 +141,14 @@ struct Pending<V> {
     change: Change,
     batch: u64,
     /// `None` closes the name.
-    to: Option<Arc<V>>,
+    to: Option<Meaning<V>>,
+}
+
+#[derive(Debug)]
+enum Meaning<V> {
+    Known(Arc<V>),
+    /// Defined or closed by a name that only the server can tell from this one, or not.
+    Forgotten,
 }
 
 /// One pending definition or close.
@@ -166,8 +173,13 @@ impl<V> Default for Table<V> {
 
 impl<V> Table<V> {
     pub(crate) fn find(&self, name: &[u8], batch: u64) -> Found<V> {
-        let Some(slot) = self.slots.get(key(name)) else { return self.unknown() };
-        let known = |to: &Option<Arc<V>>| to.as_ref().map_or(Found::Unknown, |v| Found::Known(v.clone()));
+        let Key::Exact(name) = key(name) else { return Found::Forgotten };
+        let Some(slot) = self.slots.get(name) else { return self.unknown() };
+        let known = |to: &Option<Meaning<V>>| match to {
+            Some(Meaning::Known(v)) => Found::Known(v.clone()),
+            Some(Meaning::Forgotten) => Found::Forgotten,
+            None => Found::Unknown,
+        };
         match slot.pending.back() {
             None => known(&slot.confirmed),
             Some(last) if last.batch == batch => known(&last.to),
@@ -184,9 +196,14 @@ impl<V> Table<V> {
     pub(crate) fn change(&mut self, name: &[u8], batch: u64, to: Option<Arc<V>>) -> Change {
         self.next += 1;
         let change = Change(self.next);
-        let name = key(name);
+        let closes = to.is_none();
+        let (name, to) = match key(name) {
+            Key::Exact(name) => (name, to.map(Meaning::Known)),
+            Key::Beginning(name) => (name, Some(Meaning::Forgotten)),
+            Key::Converted => return change,
+        };
         if !self.slots.contains_key(name) {
-            if to.is_none() {
+            if closes {
                 return change;
             }
             if self.slots.len() >= NAMES_MAX {
@@ -223,8 +240,8 @@ impl<V> Table<V> {
         });
     }
 
-    fn settle(&mut self, name: &[u8], change: Change, apply: impl FnOnce(&mut Slot<V>, Option<Arc<V>>)) {
-        let name = key(name);
+    fn settle(&mut self, name: &[u8], change: Change, apply: impl FnOnce(&mut Slot<V>, Option<Meaning<V>>)) {
+        let (Key::Exact(name) | Key::Beginning(name)) = key(name) else { return };
         let Some(slot) = self.slots.get_mut(name) else { return };
         let Some(place) = slot.pending.iter().position(|pending| pending.change == change) else { return };
         if let Some(pending) = slot.pending.remove(place) {
@@ -236,8 +253,27 @@ impl<V> Table<V> {
     }
 }
 
-fn key(name: &[u8]) -> &[u8] {
-    &name[..name.len().min(NAME_BYTES_MAX)]
+/// What can be said of a name without knowing what the server makes of it.
+enum Key<'a> {
+    Exact(&'a [u8]),
+    /// Longer than the server reads: it may be the name that ends here.
+    Beginning(&'a [u8]),
+    /// Other bytes may be the same name after conversion to the server's encoding. Such a name is never that of an `Exact`
+    /// one: all encodings that a client may choose leave ASCII as it is.
+    Converted,
+}
+
+fn key(name: &[u8]) -> Key<'_> {
+    match name.get(..NAME_BYTES_MAX).filter(|_| name.len() > NAME_BYTES_MAX) {
+        None if name.is_ascii() => Key::Exact(name),
+        Some(beginning) if beginning.is_ascii() => Key::Beginning(beginning),
+        _ => Key::Converted,
+    }
+}
+
+/// As much of a name as the table looks at, in memory of its own: a name must not pin the message it came in.
+pub(crate) fn kept(name: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&name[..name.len().min(NAME_BYTES_MAX + 1)])
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use super::exchange::{self, Exchange, Shown};
 use super::frame::{self, Fields};
 use super::places::{format_of, read_formats, texts};
-use super::prepared::{Change, Found, Portal, Statement};
+use super::prepared::{self, Change, Found, Portal, Statement};
 use super::{HELD_BYTES_MAX, OUTSTANDING_MAX, Phase, Postgres};
 use crate::mask::Masked;
-use crate::note::{Note, OperationRecord, PARAMETERS_MAX};
+use crate::note::{Note, OperationRecord, PARAMETERS_MAX, SHOWN_BYTES_MAX};
 use crate::operation::{Operation, Sql, SqlVerb};
 use crate::reader::{Part, Piece};
 use crate::seam::{Effect, Effects, ExchangeId, Instant, Side};
@@ -201,13 +201,15 @@ impl Postgres {
         let oversized = piece.part == Part::Head;
         let bytes = unpinned(piece.bytes);
         let places = texts(&bytes);
-        let (name, text) = (bytes.slice(places[0].clone()), bytes.slice(places[1].clone()));
+        let text = bytes.slice(places[1].clone());
+        let name = Fields::of(&bytes).name();
         let mut fields = Fields::at(&bytes, places[1].end + 1);
         let declared = fields.count().unwrap_or(0).min(PARAMETERS_MAX);
         let declared = (0..declared).map_while(|_| fields.u32()).collect();
 
         let mut record = exchange::record(SqlVerb::Prepare, &text, oversized, &self.plan);
-        record.name = self.plan.text(&name);
+        record.name = self.shown_name(name);
+        let name = prepared::kept(name);
         let (shown, shown_truncated) = (record.text.clone(), record.text_truncated);
         let sql = Sql { verb: SqlVerb::Prepare, text: text.clone(), defined_by: None, oversized };
         let mut exchange = self.ask(sql, record, now, out);
@@ -233,10 +235,10 @@ impl Postgres {
     /// Portal, statement, the parameters' formats and values, the result's formats.
     fn read_bind(&mut self, piece: Piece) {
         let mut fields = Fields::of(&piece.bytes);
-        let name = fields.cstr().map(Bytes::copy_from_slice);
-        let statement = fields.cstr().map(Bytes::copy_from_slice);
+        let name = prepared::kept(fields.name());
+        let statement = prepared::kept(fields.name());
         let mut portal = Portal::default();
-        match statement.as_ref().map_or(Found::Unknown, |name| self.statements.find(name, self.batch)) {
+        match self.statements.find(&statement, self.batch) {
             Found::Known(statement) => portal.statement = Some(statement),
             Found::Unknown => {}
             Found::Forgotten => portal.forgotten = true,
@@ -247,7 +249,6 @@ impl Postgres {
             }
         }
         self.read_values(&piece.bytes, &mut fields, &mut portal);
-        let name = name.unwrap_or_default();
         let change = self.portals.change(&name, self.batch, Some(Arc::new(portal)));
         let more = piece.part == Part::Head;
         self.queue(Request { bytes: unpinned(piece.bytes), more, what: What::Bind { name, change } });
@@ -267,7 +268,7 @@ impl Postgres {
     }
 
     fn read_execute(&mut self, piece: Piece, now: Instant, out: &mut Effects) {
-        let name = Fields::of(&piece.bytes).cstr().unwrap_or_default();
+        let name = Fields::of(&piece.bytes).name();
         let portal = match self.portals.find(name, self.batch) {
             Found::Known(portal) => Some(portal),
             Found::Unknown => None,
@@ -295,7 +296,7 @@ impl Postgres {
             text_truncated: forgotten
                 || statement.as_ref().is_some_and(|statement| statement.shown_truncated),
             defined_by: sql.defined_by,
-            name: self.plan.text(&Bytes::copy_from_slice(name)),
+            name: self.shown_name(name),
             parameters: portal.as_ref().map(|portal| portal.parameters.clone()).unwrap_or_default(),
             oversized,
         };
@@ -328,7 +329,7 @@ impl Postgres {
 
     fn described(&self, frame: &[u8]) -> Described {
         let mut fields = Fields::of(frame);
-        let (kind, name) = (fields.u8(), fields.cstr().unwrap_or_default());
+        let (kind, name) = (fields.u8(), fields.name());
         match kind {
             Some(b'S') => match self.statements.find(name, self.batch) {
                 Found::Known(statement) => Described::Statement(statement),
@@ -344,7 +345,7 @@ impl Postgres {
 
     fn closed(&mut self, frame: &[u8]) -> What {
         let mut fields = Fields::of(frame);
-        let (kind, name) = (fields.u8(), Bytes::copy_from_slice(fields.cstr().unwrap_or_default()));
+        let (kind, name) = (fields.u8(), prepared::kept(fields.name()));
         if kind == Some(b'S') {
             let change = self.statements.change(&name, self.batch, None);
             What::CloseStatement { name, change }
@@ -352,6 +353,10 @@ impl Postgres {
             let change = self.portals.change(&name, self.batch, None);
             What::ClosePortal { name, change }
         }
+    }
+
+    fn shown_name(&self, name: &[u8]) -> Masked {
+        self.plan.text(&Bytes::copy_from_slice(name)).cut(SHOWN_BYTES_MAX)
     }
 
     fn ask(&mut self, sql: Sql, record: OperationRecord, now: Instant, out: &mut Effects) -> Box<Exchange> {

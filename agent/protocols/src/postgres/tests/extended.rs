@@ -178,3 +178,47 @@ fn the_end_of_a_transaction_takes_its_portals() {
     play.client(&[execute("c", 0), sync()]);
     assert_eq!(play.asked.last().map(|(_, sql)| sql.text.len()), Some(0));
 }
+
+/// The server compares the first 63 bytes of a name, in its own encoding.
+#[test]
+fn names_that_only_the_server_can_tell_apart_are_not_resolved() {
+    let a = "a".repeat(63);
+    let [a1, a2, a3] = [1, 2, 3].map(|n| format!("{a}{n}"));
+    for used in [&a2, &a] {
+        let mut play = Playbook::ready();
+        play.client(&[parse(used, "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+        play.client(&[close(b'S', &a3), sync()]).server(&[bare(b'3'), ready(b'I')]);
+        play.client(&[parse(&a1, "EVIL", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+        play.client(&[bind("", used, 0, &[], 0), execute("", 0), sync()]);
+        let sql = &play.asked.last().unwrap().1;
+        assert_eq!((&sql.text[..], sql.oversized), (&b""[..], true), "{used}");
+        play.server(&[bare(b'2'), complete("DELETE 1"), ready(b'I')]);
+        assert_eq!(play.outcome(3).operation.text.to_text(), "");
+    }
+
+    let mut play = Playbook::ready();
+    play.client(&[parse("\u{fc}", "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[bind("", "\u{fc}", 0, &[], 0), execute("", 0), sync()]);
+    assert!(play.asked.last().unwrap().1.oversized && play.asked.last().unwrap().1.text.is_empty());
+}
+
+#[test]
+fn portals_that_only_the_server_can_tell_apart_are_not_resolved() {
+    let a = "a".repeat(63);
+    let mut play = Playbook::ready();
+    play.client(&[parse("benign", "BENIGN", &[]), parse("evil", "EVIL", &[]), query("BEGIN")]);
+    play.server(&[bare(b'1'), bare(b'1'), complete("BEGIN"), ready(b'T')]);
+    play.client(&[bind(&a, "benign", 0, &[], 0), close(b'P', &format!("{a}3"))]);
+    play.client(&[bind(&format!("{a}1"), "evil", 0, &[], 0), execute(&a, 0), sync()]);
+    let sql = &play.asked.last().unwrap().1;
+    assert_eq!((&sql.text[..], sql.oversized), (&b""[..], true));
+}
+
+#[test]
+fn a_name_of_exactly_63_bytes_is_resolved() {
+    let a = "a".repeat(63);
+    let mut play = Playbook::ready();
+    play.client(&[parse(&a, "SELECT 1", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[bind("", &a, 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.last().unwrap().1.text, "SELECT 1");
+}

@@ -146,3 +146,14 @@ fn a_half_message_does_not_leave() {
         (&["truncated-message"][..], &[Side::Upstream][..])
     );
 }
+
+/// What of a name is in the head of a long message says enough.
+#[test]
+fn a_name_longer_than_a_head_is_not_the_unnamed_one() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    let long = "a".repeat(2 * HELD_BYTES_MAX);
+    play.client(&[bind("", &long, 0, &[], 0), execute("", 0), sync()]);
+    let sql = &play.asked.last().unwrap().1;
+    assert_eq!((&sql.text[..], sql.oversized), (&b""[..], true));
+}
