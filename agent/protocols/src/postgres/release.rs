@@ -8,16 +8,19 @@ use bytes::Bytes;
 
 use super::exchange::Exchange;
 use super::expected::Expected;
+use super::frame::HEADER_BYTES;
 use super::request::{Request, What};
 use super::send::{Route, fault};
 use super::{Postgres, error, frame};
 use crate::note::Outcome;
-use crate::seam::{Effect, Effects, Fault, Instant};
+use crate::seam::{Cause, Effect, Effects, Fault, Instant, Side};
 use crate::verdict::{Control, Denial, Verdict};
 
 impl Postgres {
     pub(super) fn release(&mut self, now: Instant, out: &mut Effects) -> Result<(), Fault> {
-        while let Some(head) = self.requests.front() {
+        while let Some(head) = self.requests.front()
+            && self.closing.is_none()
+        {
             if head.exchange().is_some_and(|exchange| self.waiting.contains(&exchange.id))
                 && !self.flags.dropping
             {
@@ -70,6 +73,11 @@ impl Postgres {
             What::ClosePortal { name, change } => {
                 self.release_step(Expected::ClosePortal { name, change }, bytes, more, out)
             }
+            // The server answers a Flush with a body by an error and skips to the next Sync, out of turn.
+            What::Flush if more || bytes.len() != HEADER_BYTES => {
+                self.closing = Some(Cause::Limit(Side::Client, "malformed-flush"));
+                Ok(())
+            }
             What::Flush => self.send(Route::Control(Control::PostgresSession), bytes, more, out),
             What::CopyData => self.send(self.copy_route(), bytes, more, out),
             What::CopyEnd => {
@@ -81,7 +89,11 @@ impl Postgres {
                 }
                 self.send(route, bytes, more, out)
             }
-            What::Unknown => self.send(Route::Control(Control::PostgresUnknown), bytes, more, out),
+            // A server ends the connection at a tag that it does not know.
+            What::Unknown => {
+                self.closing = Some(Cause::Limit(Side::Client, "unknown-message"));
+                Ok(())
+            }
         }
     }
 

@@ -171,6 +171,11 @@ impl Postgres {
             return;
         }
         match self.replies.front_mut() {
+            // A timeout between two messages of a batch: the server skips the rest of it.
+            None if self.flags.unsynced => {
+                self.flags.skipping = true;
+                self.skipped_error = Some(error);
+            }
             // The connection's own end, or the commit that a Sync makes: told as it is.
             None | Some(Expected::Sync | Expected::CopyEnd | Expected::Denied { .. }) => {}
             Some(Expected::Query(exchange) | Expected::Call(exchange)) => exchange.failed(error),
@@ -232,9 +237,21 @@ impl Postgres {
                     ExchangeId::SESSION,
                     Note::Gap { reason: "reply-out-of-step", bytes: frame.len() as u64 },
                 );
+                self.pass_to_ready(now, out);
             }
         }
         self.settle(now, out);
+    }
+
+    /// The server is ready, and has not answered what it was asked before: it will not any more, and defined nothing.
+    fn pass_to_ready(&mut self, now: Instant, out: &mut Effects) {
+        while let Some(expected) = self.replies.pop_front() {
+            let ends = matches!(expected, Expected::Sync | Expected::Query(_) | Expected::Call(_));
+            self.end_unanswered(expected, now, out);
+            if ends {
+                break;
+            }
+        }
     }
 
     /// What SQL did to names that are known here.

@@ -1,9 +1,11 @@
 //! Extended query: prepared statements, portals, pipelines.
 
+use bytes::Bytes;
+
 use super::playbook::Playbook;
 use super::wire::*;
 use crate::note::Outcome;
-use crate::seam::ExchangeId;
+use crate::seam::{Cause, ExchangeId, Side};
 
 #[test]
 fn parse_and_execute_are_two_exchanges_and_the_second_names_the_first() {
@@ -221,4 +223,49 @@ fn a_name_of_exactly_63_bytes_is_resolved() {
     play.client(&[parse(&a, "SELECT 1", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
     play.client(&[bind("", &a, 0, &[], 0), execute("", 0), sync()]);
     assert_eq!(play.asked.last().unwrap().1.text, "SELECT 1");
+}
+
+/// The server fails it and skips to Sync: nothing that follows may count as defined.
+#[test]
+fn a_flush_with_a_body_closes_the_connection() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("", "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]).drain();
+    let bad = Bytes::from_static(b"H\0\0\0\x05x");
+    play.client(&[bad, parse("", "EVIL", &[]), sync()]).reaches_server(&[]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Client, "malformed-flush")));
+}
+
+#[test]
+fn a_message_of_an_unknown_tag_closes_the_connection() {
+    let mut play = Playbook::ready();
+    play.client(&[query("SELECT 1")]).drain();
+    play.client(&[Bytes::from_static(b"z\0\0\0\x05x"), query("SELECT 2")]).reaches_server(&[]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Client, "unknown-message")));
+}
+
+#[test]
+fn a_timeout_between_two_messages_skips_what_follows_up_to_sync() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "FIRST", &[]), flush()]).server(&[bare(b'1')]);
+    play.server(&[error("57014", "canceling statement due to statement timeout")]);
+    play.client(&[close(b'S', "s"), parse("s", "SECOND", &[]), sync()]).server(&[ready(b'I')]);
+    assert_eq!(play.outcome(2).outcome, Outcome::Error, "the error that kept it from running");
+    play.client(&[bind("", "s", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.last().unwrap().1.text, "FIRST");
+    play.server(&[bare(b'2'), complete("SELECT 1"), ready(b'I')]);
+    assert!(play.gaps.is_empty());
+    assert_eq!(play.outcome(3).outcome, Outcome::Ok);
+}
+
+/// Whatever made the server skip: what it has not answered when it is ready again is not there.
+#[test]
+fn a_server_that_is_ready_has_defined_nothing_it_has_not_said() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "FIRST", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[close(b'S', "s"), parse("s", "SECOND", &[]), sync()]).server(&[ready(b'I')]);
+    assert_eq!((play.outcome(2).outcome, &play.gaps[..]), (Outcome::Aborted, &["reply-out-of-step"][..]));
+    play.client(&[bind("", "s", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.last().unwrap().1.text, "FIRST");
+    play.server(&[bare(b'2'), complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.outcome(3).outcome, Outcome::Ok);
 }
