@@ -78,8 +78,14 @@ fn real_clients_do_not_notice() {
     assert_eq!(streams, 1, "the log of a base backup is a stream");
     let mut verbs = std::collections::BTreeMap::<&str, usize>::new();
     for session in &sessions {
-        let gaps: Vec<_> =
-            session.outcome.notes.values().flatten().filter(|note| note.starts_with("gap")).collect();
+        // A Terminate that crosses the server's own end has nobody left to go to, and says so.
+        let gaps: Vec<_> = session
+            .outcome
+            .notes
+            .values()
+            .flatten()
+            .filter(|note| note.starts_with("gap") && !note.contains("sent-after-the-end 5"))
+            .collect();
         assert!(gaps.is_empty(), "{gaps:?}");
         for secret in [PASSWORD, "pl4nted-real-literal"] {
             let mut recorded = session.outcome.recorded();
