@@ -144,7 +144,8 @@ fn record() {
 
     let mut log = NodeChain::start(NODE);
     let mut file = Vec::new();
-    let started = v1::Started { generation_id: GENERATION.to_field(), after_crash: false, unreadable_journals: 0 };
+    let started =
+        v1::Started { generation_id: GENERATION.to_field(), after_crash: false, unreadable_journals: 0 };
     let opened = v1::SessionOpened { number: 1, session_id: SESSION.to_field() };
     let closed = v1::SessionClosed {
         number: 1,
