@@ -125,7 +125,7 @@ const OPTIONS: &[Opt] = &[
         name: "target",
         kind: "array of tables",
         default: "[]",
-        doc: "A named destination: `name`; `addresses` (IP addresses and CIDRs, empty = any); `ports` (ports and \"first-last\" ranges, empty = any); `access` = \"allow\", \"deny\" or \"guarded\" (what cannot be read is refused); `capture` = \"none\", \"metadata\", \"statements\" or \"full\" (default); `reason`, told to a denied client. The first match decides.",
+        doc: "A named destination: `name`; `addresses` (IP addresses and CIDRs, empty = any); `ports` (ports and \"first-last\" ranges, empty = any); `access` = \"allow\", \"deny\" or \"guarded\" (what cannot be read is refused); `capture` = \"none\", \"metadata\", \"statements\" or \"full\" (default); `durable` = true writes the record to the disk before the bytes are sent on, at the price of a disk write for each; `reason`, told to a denied client. The first match decides.",
         example: "[[target]]\nname = \"orders\"\naddresses = [\"10.0.0.5\", \"10.1.0.0/16\"]\nports = [5432, \"6000-6100\"]\naccess = \"guarded\"\n\n[[target]]\nname = \"metadata-service\"\naddresses = [\"169.254.169.254\"]\naccess = \"deny\"\nreason = \"use the secrets broker\"",
     },
     Opt {

@@ -31,6 +31,7 @@ pub(crate) struct Standing {
     pub(crate) target: Arc<str>,
     pub(crate) guarded: bool,
     pub(crate) capture: Capture,
+    pub(crate) durable: bool,
     /// The rule that allowed the connection.
     pub(crate) rule: Arc<str>,
 }
@@ -52,6 +53,7 @@ impl Judge {
             target: target.map_or_else(|| Arc::from(""), |target| Arc::from(&*target.name)),
             guarded: target.is_some_and(|target| target.access == Access::Guarded),
             capture: target.map_or(Capture::Full, |target| target.capture),
+            durable: target.is_some_and(|target| target.durable),
             rule: target.map_or_else(|| Arc::from("default"), |target| Arc::from(&*target.name)),
         };
         let denied = match target {

@@ -39,6 +39,9 @@ pub(crate) struct Target {
     pub(crate) access: Access,
     #[serde(default)]
     pub(crate) capture: Capture,
+    /// What is recorded of it is on the disk before the bytes are sent on: a power cut loses nothing.
+    #[serde(default)]
+    pub(crate) durable: bool,
     /// Told to the client and recorded when this target denies.
     #[serde(default)]
     pub(crate) reason: Option<String>,

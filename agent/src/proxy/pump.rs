@@ -195,6 +195,9 @@ impl<'a> Pump<'a> {
     async fn turns(&mut self) -> Result<Ending, PumpError> {
         loop {
             self.carry_out().await?;
+            if self.terms.standing.durable && self.legs.iter().any(|leg| !leg.out.is_empty()) {
+                self.tape.sync().await?;
+            }
             self.flush()?;
             if let Some(ending) = self.ended() {
                 return Ok(ending);

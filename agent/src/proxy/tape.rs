@@ -120,6 +120,14 @@ impl Tape {
             .await
     }
 
+    /// Returns when everything recorded so far is on the disk.
+    pub(crate) async fn sync(&self) -> Result<(), TapeError> {
+        match &self.record {
+            Some(record) => Ok(record.sync().await?),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the record. The session was refused when `refused` says so, else what its conversation made of it.
     pub(crate) async fn close(mut self, cause: &str, refused: Option<&'static str>) -> Result<(), TapeError> {
         if let Some(reason) = refused {

@@ -11,7 +11,7 @@ use weir_proto::v1::{self, Event};
 use weir_proto::{NodeId, SessionId};
 
 use super::{Counters, clock};
-use crate::journal::{Append, FLAG_CLOSED, FLAG_OPENED, Full, Journal};
+use crate::journal::{Append, FLAG_CLOSED, FLAG_OPENED, Full, Journal, JournalError};
 
 /// How long a new session waits for room in the journal before it is refused.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -19,12 +19,14 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The record cannot go on.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum RecordError {
     #[error("the journal stayed full for {0:?}: the spool or its disk is full, or too slow")]
     Full(Duration),
     #[error("recording has stopped")]
     Stopped,
+    #[error("the journal could not be written to the disk")]
+    Sync(#[from] JournalError),
 }
 
 /// Opens sessions. A cheap handle.
@@ -278,6 +280,16 @@ impl SessionRecord {
         self.shared.append(self.journal, self.session, event, 0)?;
         self.events += 1;
         Ok(())
+    }
+
+    /// Returns when everything recorded so far is on the disk.
+    pub(crate) async fn sync(&self) -> Result<(), RecordError> {
+        let (shared, journal) = (self.shared.clone(), self.journal);
+        let synced = tokio::task::spawn_blocking(move || {
+            let journal = &shared.journals[journal];
+            if journal.unsynced() { journal.sync() } else { Ok(()) }
+        });
+        synced.await.map_err(|_| RecordError::Stopped)?.map_err(RecordError::from)
     }
 
     /// Ends the record. Never fails for want of room: a part of the journal is kept for this.

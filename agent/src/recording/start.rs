@@ -173,6 +173,12 @@ impl Recording {
             && self.shared.journals.iter().all(|j| j.used() < j.capacity() / 10 * 9)
     }
 
+    /// Everything recorded so far is on the disk.
+    #[cfg(test)]
+    pub(crate) fn is_synced(&self) -> bool {
+        !self.shared.journals.iter().any(Journal::unsynced)
+    }
+
     pub(crate) fn status(&self) -> RecordingStatus {
         let (next_session_number, sessions_open) = {
             let numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,7 +22,7 @@ struct Scene {
     held: mpsc::UnboundedReceiver<(ExchangeId, oneshot::Sender<Verdict>)>,
     pumped: tokio::task::JoinHandle<Ending>,
     drained: CancellationToken,
-    _recording: Recording,
+    recording: Recording,
     _dir: tempfile::TempDir,
 }
 
@@ -70,7 +70,7 @@ impl Scene {
             tape.close(ending.word(), None).await.unwrap();
             ending
         });
-        Self { application, server, held, pumped, drained, _recording: recording, _dir: dir }
+        Self { application, server, held, pumped, drained, recording, _dir: dir }
     }
 }
 
@@ -96,6 +96,16 @@ async fn bytes_pass_both_ways_and_each_side_may_end_first() {
     scene.application.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"a late answer");
     assert_eq!(scene.pumped.await.unwrap(), Ending::Ended(Side::Client));
+}
+
+#[tokio::test]
+async fn a_durable_target_forwards_what_is_on_the_disk() {
+    let mut scene = Scene::set("[[target]]\nname = 'd'\ndurable = true", false).await;
+    scene.application.write_all(b"question").await.unwrap();
+    let mut question = [0; 8];
+    scene.server.read_exact(&mut question).await.unwrap();
+    assert_eq!(&question, b"question");
+    assert!(scene.recording.is_synced(), "nothing that was sent is only in memory");
 }
 
 #[tokio::test]
