@@ -16,7 +16,7 @@ use crate::disk::Disk;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::store::rows::{
-    Accepted, AcceptedEntries, AcceptedEntry, Alert, Batch, ChainRow, NewBundle, unix_ns,
+    Accepted, AcceptedEntries, AcceptedEntry, Alert, Batch, ChainRow, NewBundle, Untaken, unix_ns,
 };
 use crate::store::{Store, StoreError};
 
@@ -54,6 +54,7 @@ struct Deciding {
 
 /// An answer, and whether it may be given only when the batch is committed.
 struct Decided {
+    node: NodeId,
     answer: Answer,
     segment: Option<(SessionId, u64)>,
     promises: bool,
@@ -67,35 +68,71 @@ impl Acceptance {
         let mut decided = Vec::with_capacity(offers.len());
         for (node, offer) in offers {
             let one = match offer {
-                Offer::Segment(checked) => self.segment(&mut deciding, node, *checked, full).await,
+                Offer::Segment(checked) => {
+                    let segment = checked.segment.clone();
+                    match self.segment(&mut deciding, node, *checked, full).await {
+                        // One session's rows do not end the node's stream: it would come back to the same end for ever.
+                        Err(error @ StoreError::Damaged(_)) => {
+                            let refusal = Refusal::tamper(&segment, "damaged-index", error);
+                            Ok(self.refuse(&mut deciding, node, refusal))
+                        }
+                        decided => decided,
+                    }
+                }
                 Offer::Refused(refusal) => Ok(self.refuse(&mut deciding, node, refusal)),
                 Offer::Entries(key, entries) => self.entries(&mut deciding, node, &key, entries).await,
             };
-            decided.push(one.unwrap_or_else(|error| self.failed(&error)));
+            decided.push(one.unwrap_or_else(|error| self.failed(node, &error)));
         }
         let done = self.commit(deciding).await;
+        if let Ok(untaken) = &done {
+            self.untaken(&mut decided, untaken).await;
+        }
         decided.into_iter().map(|one| self.answer(one, done.as_ref().err())).collect()
     }
 
-    async fn commit(&self, mut deciding: Deciding) -> Result<(), StoreError> {
+    /// Replaces the receipts of what the index did not take, and says so in alerts.
+    async fn untaken(&self, decided: &mut [Decided], untaken: &[Untaken]) {
+        let mut deciding = Deciding::default();
+        for one in untaken {
+            let same =
+                |decided: &&mut Decided| decided.segment == Some((one.session, one.seq)) && decided.promises;
+            for decided in decided.iter_mut().filter(same) {
+                let refusal = Refusal {
+                    session: Some(one.session),
+                    seq: one.seq,
+                    why: if one.why.is_some() { Why::Tamper } else { Why::TryLater },
+                    wanted: 0,
+                    detail: one.why.clone().unwrap_or_else(|| "the segment before it was not taken".into()),
+                    alert: one.why.as_ref().map(|_| "unstorable-segment"),
+                };
+                *decided = self.refuse(&mut deciding, decided.node, refusal);
+            }
+        }
+        if let Err(error) = self.commit(deciding).await {
+            tracing::error!(error = %crate::chain(&error), "an alert was not written");
+        }
+    }
+
+    async fn commit(&self, mut deciding: Deciding) -> Result<Vec<Untaken>, StoreError> {
         let batch = &mut deciding.batch;
         if batch.segments.is_empty() && batch.node_entries.is_empty() && batch.alerts.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if !batch.segments.is_empty() {
             let created_ms = clock::unix_ms();
             let key = self.store.bundles.put(created_ms, deciding.parts).await?;
             batch.bundle = Some(NewBundle { key, bytes: deciding.bytes, created_ms });
         }
-        self.store.index.batch_commit(batch).await?;
+        let untaken = self.store.index.batch_commit(batch).await?;
         self.metrics.batches.inc();
-        self.metrics.segments_accepted.inc_by(batch.segments.len() as u64);
+        self.metrics.segments_accepted.inc_by((batch.segments.len() - untaken.len()) as u64);
         self.metrics.segment_bytes.inc_by(deciding.bytes);
         self.metrics.alerts.inc_by(batch.alerts.len() as u64);
         for alert in &batch.alerts {
             tracing::warn!(node = %alert.node, session = ?alert.session, seq = alert.seq, kind = alert.kind, detail = alert.detail, "alert");
         }
-        Ok(())
+        Ok(untaken)
     }
 
     fn answer(&self, one: Decided, failed: Option<&StoreError>) -> Answer {
@@ -113,14 +150,15 @@ impl Acceptance {
                 };
                 Ok(refusal.to_message())
             }
-            (Some(error), true, None) => self.failed(error).answer,
+            (Some(error), true, None) => self.failed(one.node, error).answer,
         }
     }
 
-    fn failed(&self, error: &StoreError) -> Decided {
+    fn failed(&self, node: NodeId, error: &StoreError) -> Decided {
         self.metrics.store_errors.inc();
         tracing::error!(error = %crate::chain(error), "the store failed");
         Decided {
+            node,
             answer: Err(tonic::Status::unavailable("the collector's store failed: reconnect and send again")),
             segment: None,
             promises: false,
@@ -139,7 +177,7 @@ impl Acceptance {
                 detail: refusal.detail.clone(),
             });
         }
-        Decided { answer: Ok(refusal.to_message()), segment: None, promises: false }
+        Decided { node, answer: Ok(refusal.to_message()), segment: None, promises: false }
     }
 
     async fn segment(
@@ -257,13 +295,13 @@ impl Acceptance {
         }
         self.metrics.segments_repeated.inc();
         let answer = v1::ToAgent { message: Some(to_agent::Message::Receipt(receipt)) };
-        Ok(Decided { answer: Ok(answer), segment: Some((session, seq)), promises: true })
+        Ok(Decided { node, answer: Ok(answer), segment: Some((session, seq)), promises: true })
     }
 
     fn take(&self, deciding: &mut Deciding, checked: Checked) -> Decided {
         let Checked { segment, signature, digest, session_key } = checked;
         let draft = segment.draft();
-        let (session, seq) = (draft.session, draft.seq);
+        let (node, session, seq) = (draft.node, draft.session, draft.seq);
         let received_ms = clock::unix_ms();
         let receipt = self.receipt(session, seq, *segment.hash(), received_ms);
         let len = segment.bytes().len() as u64;
@@ -292,7 +330,7 @@ impl Acceptance {
         deciding.parts.push(segment.bytes().clone());
         deciding.receipts.insert((session, seq), (*segment.hash(), receipt.clone()));
         let answer = v1::ToAgent { message: Some(to_agent::Message::Receipt(receipt)) };
-        Decided { answer: Ok(answer), segment: Some((session, seq)), promises: true }
+        Decided { node, answer: Ok(answer), segment: Some((session, seq)), promises: true }
     }
 
     fn receipt(&self, session: SessionId, seq: u64, hash: Hash, received_unix_ms: i64) -> v1::Receipt {
@@ -335,7 +373,7 @@ impl Acceptance {
                 Entry::Bad(error) => {
                     deciding.batch.alerts.push(node_alert(node, "bad-node-entry", error.to_string()));
                     let answer = Err(tonic::Status::invalid_argument(error.to_string()));
-                    return Ok(Decided { answer, segment: None, promises: false });
+                    return Ok(Decided { node, answer, segment: None, promises: false });
                 }
             }
         }
@@ -353,7 +391,7 @@ impl Acceptance {
         }
         deciding.logs.insert(node, log);
         let answer = v1::ToAgent { message: Some(to_agent::Message::Node(receipt)) };
-        Ok(Decided { answer: Ok(answer), segment: None, promises: true })
+        Ok(Decided { node, answer: Ok(answer), segment: None, promises: true })
     }
 
     async fn entry(

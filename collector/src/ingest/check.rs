@@ -98,7 +98,7 @@ pub fn opened(
         Ok(plain) => plain,
         Err(error) => return Ok(Err(Refusal::tamper(&segment, "does-not-open", error))),
     };
-    let digest = match digest(plain) {
+    let digest = match digest(segment.draft(), plain) {
         Ok(digest) => digest,
         Err(error) => return Ok(Err(Refusal::tamper(&segment, "malformed-events", error))),
     };

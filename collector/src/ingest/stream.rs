@@ -124,8 +124,11 @@ impl AgentStream {
         place: mpsc::OwnedPermit<Answer>,
     ) -> Result<(), Status> {
         let bytes = sealed.bytes.len();
-        let held = self.hold(bytes).await?;
-        let offer = match check::authentic(sealed, &self.node, &self.key) {
+        let authentic = check::authentic(sealed, &self.node, &self.key);
+        // What it opens to counts: a segment of a hundred bytes may hold a mebibyte of events.
+        let plain = authentic.as_ref().map_or(0, |(segment, _)| segment.header().plain_len as usize);
+        let held = self.hold(bytes.max(plain)).await?;
+        let offer = match authentic {
             Ok((segment, signature)) => match self.generation(&segment.draft().generation).await? {
                 Some(generation) => {
                     let keys = self.keys.clone();
@@ -225,7 +228,7 @@ impl AgentStream {
         let alert =
             Alert { unix_ms: clock::unix_ms(), node: self.node, session: None, seq: None, kind, detail };
         let batch = crate::store::rows::Batch { alerts: vec![alert], ..Default::default() };
-        self.index.batch_commit(&batch).await.map_err(store_status)
+        self.index.batch_commit(&batch).await.map(drop).map_err(store_status)
     }
 
     async fn hold(&self, bytes: usize) -> Result<Held, Status> {

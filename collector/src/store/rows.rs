@@ -89,9 +89,7 @@ pub struct Digest {
     pub protocol: Option<(String, String)>,
     pub coverage: Option<(i32, String)>,
     pub facts: std::collections::BTreeMap<String, String>,
-    /// (exchange, at, operation)
-    pub asked: Vec<(u64, u64, v1::Operation)>,
-    pub finished: Vec<v1::Finished>,
+    pub rows: Vec<Exchange>,
     /// (place of the event in the segment, at, gap)
     pub gaps: Vec<(u32, u64, v1::Gap)>,
     /// The connection itself was refused by this rule, for this reason.
@@ -101,6 +99,24 @@ pub struct Digest {
     pub response_bytes: u64,
     pub exchanges: u64,
     pub denied: u64,
+}
+
+/// One exchange, as it stands at the end of a segment.
+#[derive(Default, Debug)]
+pub struct Exchange {
+    pub ordinal: u64,
+    pub asked_ns: u64,
+    /// 0 while it runs.
+    pub duration_ns: u64,
+    pub done: bool,
+    pub outcome: i32,
+    pub verb: String,
+    pub statement: String,
+    pub status: String,
+    pub error: String,
+    pub rows: u64,
+    /// `Finished` without the statement.
+    pub encoded: Vec<u8>,
 }
 
 /// Node log entries that continue what the index holds.
@@ -140,6 +156,15 @@ pub struct Batch {
     pub segments: Vec<Accepted>,
     pub node_entries: Vec<AcceptedEntries>,
     pub alerts: Vec<Alert>,
+}
+
+/// A segment of a batch that the index did not take.
+#[derive(Debug)]
+pub struct Untaken {
+    pub session: SessionId,
+    pub seq: u64,
+    /// What is wrong with it. `None`: only that it follows another one.
+    pub why: Option<String>,
 }
 
 pub struct NewBundle {

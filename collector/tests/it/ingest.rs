@@ -252,6 +252,106 @@ async fn what_is_sealed_must_be_a_recording() {
 }
 
 #[tokio::test]
+async fn numbers_that_no_session_reaches_are_refused_and_hurt_nobody() {
+    let collector = Collector::start().await;
+    let mut agent = Agent::join(&collector, "db-1").await;
+    let mut shipping = agent.ship(&collector).await;
+    let run = RunId::generate();
+    let huge = u64::MAX;
+    let finished = |exchange| v1::Finished { exchange, rows: huge, ..Default::default() };
+    let closed = v1::Closed { events: 2, request_bytes: huge, ..Default::default() };
+    let gap = || event(3, Kind::Gap(v1::Gap::default()));
+    for (events, last) in [
+        (vec![event(1, Kind::Finished(finished(huge)))], false),
+        (vec![event(1, Kind::Closed(closed))], true),
+        (vec![event(u64::MAX - crate::agent::BOOT, Kind::Gap(v1::Gap::default()))], false),
+        (vec![event(1, Kind::Closed(v1::Closed::default()))], false),
+        (vec![event(1, Kind::Closed(v1::Closed::default())), gap()], true),
+    ] {
+        let mut recorded = agent.session(run);
+        let sealed = recorded.seal(&[vec![recorded.opened_event()], events].concat(), last);
+        assert_eq!(shipping.refused(&sealed).await.why(), Why::Tamper);
+    }
+    let mut miscounted = agent.session(run);
+    let events = [miscounted.opened_event(), gap()];
+    for said in [1, 3] {
+        let draft = seal::Draft { events: said, ..miscounted.draft(&events, false) };
+        let sealed =
+            Recorded::new(&agent, miscounted.session, run, miscounted.number).seal_as(draft, &events);
+        assert_eq!(shipping.refused(&sealed).await.why(), Why::Tamper);
+    }
+    assert_eq!(alerts(&collector, &agent).await, ["malformed-events"; 6]);
+
+    // What the server said is kept as far as it makes sense.
+    let sealed = miscounted.seal(&[events[0].clone(), event(1, Kind::Finished(finished(1)))], false);
+    shipping.receipt(&sealed).await;
+    let mut query = collector.query().await;
+    let runs = query.runs(collector.asked(v1::RunsRequest::default())).await.unwrap().into_inner().runs;
+    assert_eq!(runs[0].exchanges, 1);
+}
+
+#[tokio::test]
+async fn what_the_index_cannot_take_is_refused_alone() {
+    let mut collector = Collector::start().await;
+    let mut agent = Agent::join(&collector, "db-1").await;
+    let run = RunId::generate();
+    let (mut bad, mut good) = (agent.session(run), agent.session(run));
+    let (bad_segments, good_segments) = (bad.whole(2), good.whole(2));
+    collector
+        .restart(async |data| {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("index.sqlite"));
+            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+            let id = hex::encode(bad.session.as_bytes());
+            let refuse = format!(
+                "CREATE TRIGGER refuse BEFORE INSERT ON segment WHEN NEW.session_id = x'{id}' \
+                 BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            );
+            sqlx::query(sqlx::AssertSqlSafe(refuse)).execute(&pool).await.unwrap();
+            pool.close().await;
+        })
+        .await;
+    let mut shipping = agent.ship(&collector).await;
+    for sealed in [&bad_segments[0], &good_segments[0], &bad_segments[1], &good_segments[1]] {
+        shipping.send(to_collector::Message::Segment(sealed.to_message())).await;
+    }
+    let mut receipts = 0;
+    for _ in 0..4 {
+        match shipping.answer().await.unwrap() {
+            to_agent::Message::Receipt(receipt) => {
+                assert_eq!(receipt.session_id, good.session.to_field());
+                receipts += 1;
+            }
+            to_agent::Message::Refused(refused) => assert_eq!(refused.session_id, bad.session.to_field()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((receipts, count_of(&collector, &good).await, count_of(&collector, &bad).await), (2, 2, 0));
+    assert_eq!(alerts(&collector, &agent).await, ["unstorable-segment"]);
+}
+
+#[tokio::test]
+async fn a_damaged_row_stops_its_session_and_not_the_node() {
+    let mut collector = Collector::start().await;
+    let mut agent = Agent::join(&collector, "db-1").await;
+    let run = RunId::generate();
+    let (mut damaged, mut good) = (agent.session(run), agent.session(run));
+    let segments = damaged.whole(1);
+    agent.ship(&collector).await.receipt(&segments[0]).await;
+    collector
+        .restart(async |data| {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(data.join("index.sqlite"));
+            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+            sqlx::query("DELETE FROM segment").execute(&pool).await.unwrap();
+            pool.close().await;
+        })
+        .await;
+    let mut shipping = agent.ship(&collector).await;
+    assert_eq!(shipping.refused(&segments[0]).await.why(), Why::Tamper);
+    shipping.receipt(&good.whole(1)[0]).await;
+    assert_eq!(alerts(&collector, &agent).await, ["damaged-index"]);
+}
+
+#[tokio::test]
 async fn without_its_wrap_a_segment_waits() {
     let collector = Collector::start().await;
     let mut agent = Agent::join(&collector, "db-1").await;

@@ -1,15 +1,20 @@
 //! The transaction of ingest: all of a batch, or nothing of it.
 
 use prost::Message;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Acquire, Row, Sqlite, Transaction};
 use weir_proto::{NodeId, RunId, SessionId, v1};
 
 use super::{SqliteIndex, fixed, int, uint};
 use crate::store::StoreError;
-use crate::store::rows::{Accepted, AcceptedEntries, Alert, Batch, ChainRow, HeldRow, unix_ns};
+use crate::store::rows::{Accepted, AcceptedEntries, Alert, Batch, ChainRow, HeldRow, Untaken, unix_ns};
 
-/// Alert rows kept per node. More are only counted: a hostile node must not fill the disk with them.
-const ALERTS_KEPT_MAX: i64 = 1000;
+/// Alert rows kept per node and kind. More are only counted: a hostile node must neither fill the disk with them, nor hide
+/// a rare kind behind a common one.
+const ALERTS_OF_A_KIND_MAX: i64 = 200;
+/// What a session's facts may grow to over all its segments, before one last segment's are added.
+const FACTS_CHARS_MAX: i64 = 16 * 1024;
+const LABELS_PER_RUN_MAX: i64 = 64;
+const LABEL_CHARS_MAX: usize = 256;
 
 impl SqliteIndex {
     /// Where a session's chain stands, `None` before its first segment.
@@ -60,9 +65,22 @@ impl SqliteIndex {
         .transpose()
     }
 
-    /// Commits a batch. [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
-    pub async fn batch_commit(&self, batch: &Batch) -> Result<(), StoreError> {
+    /// Commits a batch; answers the segments that the index could not take, each with what it said of it. When that happens
+    /// every segment is tried by itself, so that one node's rows do not keep the others' out.
+    /// [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
+    pub async fn batch_commit(&self, batch: &Batch) -> Result<Vec<Untaken>, StoreError> {
+        match self.batch_write(batch, false).await {
+            Err(StoreError::Index(error)) if is_of_the_row(&error) && !batch.segments.is_empty() => {
+                tracing::error!(error = %crate::chain(&error), "the index refuses a row: the batch's segments are tried one by one");
+                self.batch_write(batch, true).await
+            }
+            done => done,
+        }
+    }
+
+    async fn batch_write(&self, batch: &Batch, singly: bool) -> Result<Vec<Untaken>, StoreError> {
         let mut tx = self.begin().await?;
+        let mut untaken = Vec::new();
         if let Some(bundle) = &batch.bundle {
             let id = sqlx::query("INSERT INTO bundle (key, bytes, created_ms) VALUES (?, ?, ?)")
                 .bind(&bundle.key)
@@ -72,7 +90,26 @@ impl SqliteIndex {
                 .await?
                 .last_insert_rowid();
             for segment in &batch.segments {
-                segment_insert(&mut tx, segment, id).await?;
+                if !singly {
+                    segment_insert(&mut tx, segment, id).await?;
+                    continue;
+                }
+                let mut point = tx.begin().await?;
+                let done = segment_insert(&mut point, segment, id).await;
+                let (session, seq) = (segment.session, segment.seq);
+                match done {
+                    Ok(()) => point.commit().await?,
+                    Err(StoreError::Index(error)) if is_of_the_row(&error) => {
+                        point.rollback().await?;
+                        untaken.push(Untaken { session, seq, why: Some(error.to_string()) });
+                    }
+                    // It follows one that was not taken.
+                    Err(StoreError::Conflict) => {
+                        point.rollback().await?;
+                        untaken.push(Untaken { session, seq, why: None });
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         for entries in &batch.node_entries {
@@ -82,13 +119,25 @@ impl SqliteIndex {
             alert_insert(&mut tx, alert).await?;
         }
         tx.commit().await?;
-        Ok(())
+        Ok(untaken)
     }
 }
 
-type Tx = Transaction<'static, Sqlite>;
+/// SQLite refuses what it was given (a constraint, a type, a size, an overflow), rather than being unable to write now.
+fn is_of_the_row(error: &sqlx::Error) -> bool {
+    const ERROR: u32 = 1;
+    const TOO_BIG: u32 = 18;
+    const CONSTRAINT: u32 = 19;
+    const MISMATCH: u32 = 20;
+    let sqlx::Error::Database(error) = error else { return false };
+    let code = error.code().and_then(|code| code.parse::<u32>().ok());
+    // The low byte is the kind, the rest says more.
+    code.is_some_and(|code| matches!(code & 0xff, ERROR | TOO_BIG | CONSTRAINT | MISMATCH))
+}
 
-async fn segment_insert(tx: &mut Tx, segment: &Accepted, bundle: i64) -> Result<(), StoreError> {
+type Tx<'c> = Transaction<'c, Sqlite>;
+
+async fn segment_insert(tx: &mut Tx<'_>, segment: &Accepted, bundle: i64) -> Result<(), StoreError> {
     if let Some(opened) = &segment.digest.opened {
         run_upsert(tx, segment, opened).await?;
         session_insert(tx, segment, opened).await?;
@@ -129,7 +178,7 @@ async fn segment_insert(tx: &mut Tx, segment: &Accepted, bundle: i64) -> Result<
     gaps_insert(tx, segment).await
 }
 
-async fn run_upsert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
+async fn run_upsert(tx: &mut Tx<'_>, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
     let run = opened.run.clone().unwrap_or_default();
     let principal = run.principal.unwrap_or_default();
     let at = unix_ns(&segment.wall, segment.first_boot_ns);
@@ -157,18 +206,24 @@ async fn run_upsert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) -> Res
     .bind(at)
     .execute(&mut **tx)
     .await?;
-    for (key, value) in &run.labels {
-        sqlx::query("INSERT INTO run_label (run_id, key, value) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(&segment.run.as_bytes()[..])
-            .bind(key)
-            .bind(value)
-            .execute(&mut **tx)
-            .await?;
+    for (key, value) in run.labels.iter().take(LABELS_PER_RUN_MAX as usize) {
+        let cut = |text: &str| text.chars().take(LABEL_CHARS_MAX).collect::<String>();
+        // Each session of a run may bring other labels: they are counted over all of them.
+        sqlx::query(
+            "INSERT INTO run_label (run_id, key, value) SELECT ?1, ?2, ?3 \
+             WHERE (SELECT count(*) FROM run_label WHERE run_id = ?1) < ?4 ON CONFLICT DO NOTHING",
+        )
+        .bind(&segment.run.as_bytes()[..])
+        .bind(cut(key))
+        .bind(cut(value))
+        .bind(LABELS_PER_RUN_MAX)
+        .execute(&mut **tx)
+        .await?;
     }
     Ok(())
 }
 
-async fn session_insert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
+async fn session_insert(tx: &mut Tx<'_>, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
     let origin = opened.origin.clone().unwrap_or_default();
     let process = opened.process.clone().unwrap_or_default().encode_to_vec();
     sqlx::query(
@@ -191,7 +246,7 @@ async fn session_insert(tx: &mut Tx, segment: &Accepted, opened: &v1::Opened) ->
 }
 
 /// Moves the session to this segment, only from exactly the one before: compare and swap.
-async fn session_advance(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
+async fn session_advance(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), StoreError> {
     let digest = &segment.digest;
     // The closing totals replace what was added up, unless the agent died and did not know them.
     let totals = digest.closed.as_ref().map(|(_, closed)| closed).filter(|closed| closed.events > 0);
@@ -204,7 +259,7 @@ async fn session_advance(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreErr
         "UPDATE session SET next_seq = ?1, head_hash = ?2, closed = ?3, \
          protocol = COALESCE(?4, protocol), protocol_version = COALESCE(?5, protocol_version), \
          coverage = COALESCE(?6, coverage), reason = COALESCE(?7, reason), cause = COALESCE(?8, cause), \
-         rule = COALESCE(?9, rule), facts = json_patch(facts, ?10), \
+         rule = COALESCE(?9, rule), facts = CASE WHEN length(facts) < ?22 THEN json_patch(facts, ?10) ELSE facts END, \
          exchanges = MAX(exchanges, ?11), denied = COALESCE(?12, denied + ?13), gaps = gaps + ?14, \
          request_bytes = COALESCE(?15, request_bytes + ?16), response_bytes = COALESCE(?17, response_bytes + ?18), \
          closed_unix_ns = COALESCE(?19, closed_unix_ns) \
@@ -231,6 +286,7 @@ async fn session_advance(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreErr
     .bind(digest.closed.as_ref().map(|(at, _)| unix_ns(&segment.wall, *at)))
     .bind(&segment.session.as_bytes()[..])
     .bind(int(segment.seq))
+    .bind(FACTS_CHARS_MAX)
     .execute(&mut **tx)
     .await?
     .rows_affected();
@@ -245,9 +301,8 @@ async fn session_advance(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreErr
     Ok(())
 }
 
-async fn exchanges_upsert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
-    let digest = &segment.digest;
-    if digest.asked.is_empty() && digest.finished.is_empty() {
+async fn exchanges_upsert(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), StoreError> {
+    if segment.digest.rows.is_empty() {
         return Ok(());
     }
     let row = sqlx::query("SELECT protocol, target FROM session WHERE id = ?")
@@ -255,23 +310,7 @@ async fn exchanges_upsert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreEr
         .fetch_one(&mut **tx)
         .await?;
     let (protocol, target): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    // One that also finishes in this segment needs only the second statement.
-    let finished: std::collections::HashSet<u64> = digest.finished.iter().map(|f| f.exchange).collect();
-    let running = digest.asked.iter().filter(|(exchange, ..)| !finished.contains(exchange)).map(
-        |(exchange, at, operation)| v1::Finished {
-            exchange: *exchange,
-            operation: Some(operation.clone()),
-            asked_at_ns: *at,
-            ..v1::Finished::default()
-        },
-    );
-    for (mut exchange, done) in
-        running.map(|e| (e, false)).chain(digest.finished.iter().map(|f| (f.clone(), true)))
-    {
-        let text = exchange.operation.as_mut().map(|o| std::mem::take(&mut o.text)).unwrap_or_default();
-        let verb = exchange.operation.as_ref().map(|o| o.verb.clone()).unwrap_or_default();
-        let duration = exchange.finished_at_ns.saturating_sub(exchange.asked_at_ns);
-        let encoded = exchange.encode_to_vec();
+    for exchange in &segment.digest.rows {
         sqlx::query(
             "INSERT INTO exchange (session_id, ordinal, run_id, node_id, protocol, target, verb, statement, error, \
              asked_boot_ns, asked_unix_ns, done, outcome, status, rows, duration_ns, finished) \
@@ -282,29 +321,29 @@ async fn exchanges_upsert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreEr
              duration_ns = excluded.duration_ns, finished = excluded.finished WHERE excluded.done >= exchange.done",
         )
         .bind(&segment.session.as_bytes()[..])
-        .bind(int(exchange.exchange))
+        .bind(int(exchange.ordinal))
         .bind(&segment.run.as_bytes()[..])
         .bind(&segment.node.as_bytes()[..])
         .bind(&protocol)
         .bind(&target)
-        .bind(verb)
-        .bind(text)
+        .bind(&exchange.verb)
+        .bind(&exchange.statement)
         .bind(&exchange.error)
-        .bind(int(exchange.asked_at_ns))
-        .bind(unix_ns(&segment.wall, exchange.asked_at_ns))
-        .bind(done)
+        .bind(int(exchange.asked_ns))
+        .bind(unix_ns(&segment.wall, exchange.asked_ns))
+        .bind(exchange.done)
         .bind(exchange.outcome)
         .bind(&exchange.status)
         .bind(int(exchange.rows))
-        .bind(int(if done { duration } else { 0 }))
-        .bind(encoded)
+        .bind(int(exchange.duration_ns))
+        .bind(&exchange.encoded)
         .execute(&mut **tx)
         .await?;
     }
     Ok(())
 }
 
-async fn gaps_insert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> {
+async fn gaps_insert(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), StoreError> {
     for (place, at, gap) in &segment.digest.gaps {
         sqlx::query(
             "INSERT INTO gap (session_id, seq, place, run_id, boot_ns, unix_ns, gap) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -322,7 +361,7 @@ async fn gaps_insert(tx: &mut Tx, segment: &Accepted) -> Result<(), StoreError> 
     Ok(())
 }
 
-async fn node_entries_insert(tx: &mut Tx, accepted: &AcceptedEntries) -> Result<(), StoreError> {
+async fn node_entries_insert(tx: &mut Tx<'_>, accepted: &AcceptedEntries) -> Result<(), StoreError> {
     let Some(last) = accepted.entries.last() else { return Ok(()) };
     for entry in &accepted.entries {
         sqlx::query(
@@ -359,27 +398,32 @@ async fn node_entries_insert(tx: &mut Tx, accepted: &AcceptedEntries) -> Result<
     if changed == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
-async fn alert_insert(tx: &mut Tx, alert: &Alert) -> Result<(), StoreError> {
+async fn alert_insert(tx: &mut Tx<'_>, alert: &Alert) -> Result<(), StoreError> {
     let node = &alert.node.as_bytes()[..];
     let session = alert.session.map(|session| session.as_bytes().to_vec());
-    // An agent offers what was refused again at every reconnect: once is enough.
-    let known =
-        sqlx::query("SELECT 1 FROM alert WHERE node_id = ? AND kind = ? AND session_id IS ? AND seq IS ?")
-            .bind(node)
-            .bind(alert.kind)
-            .bind(session.clone())
-            .bind(alert.seq.map(int))
-            .fetch_optional(&mut **tx)
-            .await?;
+    // An agent offers what was refused again at every reconnect: once is enough. What is said of the node as a whole is told
+    // apart by what it says.
+    let known = sqlx::query(
+        "SELECT 1 FROM alert WHERE node_id = ? AND kind = ? AND session_id IS ? AND seq IS ? \
+         AND (session_id IS NOT NULL OR detail = ?)",
+    )
+    .bind(node)
+    .bind(alert.kind)
+    .bind(session.clone())
+    .bind(alert.seq.map(int))
+    .bind(&alert.detail)
+    .fetch_optional(&mut **tx)
+    .await?;
     if known.is_some() {
         return Ok(());
     }
-    let row = sqlx::query("UPDATE node SET alerts = alerts + 1 WHERE id = ? RETURNING alerts")
+    sqlx::query("UPDATE node SET alerts = alerts + 1 WHERE id = ?").bind(node).execute(&mut **tx).await?;
+    let row = sqlx::query("SELECT count(*) FROM alert WHERE node_id = ? AND kind = ?")
         .bind(node)
-        .fetch_optional(&mut **tx)
+        .bind(alert.kind)
+        .fetch_one(&mut **tx)
         .await?;
-    let count: i64 = row.map(|row| row.try_get(0)).transpose()?.unwrap_or(i64::MAX);
-    if count > ALERTS_KEPT_MAX {
+    if row.try_get::<i64, _>(0)? >= ALERTS_OF_A_KIND_MAX {
         return Ok(());
     }
     sqlx::query(

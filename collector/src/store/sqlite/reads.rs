@@ -96,6 +96,8 @@ impl Cursor {
 }
 
 impl SqliteIndex {
+    // Sums below are total(), which is a float and cannot overflow: sum() fails as a whole when one node's numbers are absurd.
+
     /// Latest first.
     pub async fn run_list(&self, filter: &RunFilter, page: &v1::Page) -> Result<v1::RunsResponse, ReadError> {
         let rows = page_rows(page);
@@ -144,8 +146,8 @@ impl SqliteIndex {
 
     pub async fn run_summary(&self, run: &RunId) -> Result<Option<v1::RunSummary>, StoreError> {
         let row = sqlx::query(
-            "SELECT r.*, n.name AS node_name, count(*) AS sessions, sum(s.exchanges) AS exchanges, \
-             sum(MAX(s.denied, s.coverage = 3)) AS denied, sum(s.gaps) AS gaps, sum(NOT s.closed) AS open, \
+            "SELECT r.*, n.name AS node_name, count(*) AS sessions, CAST(total(s.exchanges) AS INTEGER) AS exchanges, \
+             CAST(total(MAX(s.denied, s.coverage = 3)) AS INTEGER) AS denied, CAST(total(s.gaps) AS INTEGER) AS gaps, sum(NOT s.closed) AS open, \
              min(s.expired_seq >= s.next_seq) AS expired, \
              (SELECT json_group_object(key, value) FROM run_label l WHERE l.run_id = r.id) AS labels \
              FROM run r JOIN node n ON n.id = r.node_id JOIN session s ON s.run_id = r.id \
@@ -271,8 +273,8 @@ impl SqliteIndex {
         node: Option<NodeId>,
     ) -> Result<v1::CoverageResponse, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT coverage, reason, count(*) AS sessions, sum(request_bytes + response_bytes) AS bytes, \
-             sum(gaps) AS gaps, sum(MAX(denied, coverage = 3)) AS denied, sum(NOT closed) AS open FROM session WHERE 1",
+            "SELECT coverage, reason, count(*) AS sessions, CAST(total(request_bytes) + total(response_bytes) AS INTEGER) AS bytes, \
+             CAST(total(gaps) AS INTEGER) AS gaps, CAST(total(MAX(denied, coverage = 3)) AS INTEGER) AS denied, sum(NOT closed) AS open FROM session WHERE 1",
         );
         if let Some(run) = run {
             query.push(" AND run_id = ").push_bind(run.as_bytes().to_vec());
@@ -286,8 +288,8 @@ impl SqliteIndex {
             let sessions = uint(&row, "sessions")?;
             answer.sessions += sessions;
             answer.open_sessions += uint(&row, "open")?;
-            answer.gaps += uint(&row, "gaps")?;
-            answer.denied += uint(&row, "denied")?;
+            answer.gaps = answer.gaps.saturating_add(uint(&row, "gaps")?);
+            answer.denied = answer.denied.saturating_add(uint(&row, "denied")?);
             answer.shares.push(v1::CoverageShare {
                 coverage: coverage_name(row.try_get("coverage")?).to_owned(),
                 reason: row.try_get("reason")?,
@@ -298,7 +300,7 @@ impl SqliteIndex {
         // The kernel counts connections that passed unobserved per node, not per run.
         if run.is_none() {
             let mut query = QueryBuilder::<Sqlite>::new(
-                "SELECT COALESCE(sum(unobserved), 0) AS unobserved FROM node WHERE 1",
+                "SELECT CAST(total(unobserved) AS INTEGER) AS unobserved FROM node WHERE 1",
             );
             if let Some(node) = node {
                 query.push(" AND id = ").push_bind(node.as_bytes().to_vec());
