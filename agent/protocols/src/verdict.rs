@@ -100,10 +100,8 @@ pub enum Control {
     PostgresAuthentication,
     /// PostgreSQL: Describe, Close, Flush, Sync, Terminate: they run no statement.
     PostgresSession,
-    /// PostgreSQL: a Sync of our own, in place of what a denial dropped.
+    /// PostgreSQL: a Sync of our own, in place of what was dropped, or a Flush, for replies that something here waits for.
     PostgresResync,
-    /// PostgreSQL: a message tag this version does not know, forwarded untouched (refused in guarded targets).
-    PostgresUnknown,
 }
 
 impl Control {

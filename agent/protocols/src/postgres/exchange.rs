@@ -29,6 +29,8 @@ pub(crate) struct Exchange {
     pub request_bytes: u64,
     pub response_bytes: u64,
     pub rule: Arc<str>,
+    /// While it is unanswered, the server may take what follows for copy data.
+    pub may_copy_in: bool,
     record: OperationRecord,
     asked_at: Instant,
     first_reply_at: Option<Instant>,
@@ -65,6 +67,7 @@ impl Exchange {
             request_bytes: 0,
             response_bytes: 0,
             rule: Arc::default(),
+            may_copy_in: false,
             record,
             asked_at: now,
             first_reply_at: None,

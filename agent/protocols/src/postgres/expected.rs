@@ -32,8 +32,6 @@ pub(crate) enum Expected {
         change: Change,
     },
     Sync,
-    /// No reply: the place where the client's copy data ended.
-    CopyEnd,
     /// Ours: an ErrorResponse, and for simple requests ReadyForQuery.
     Denied {
         exchange: Box<Exchange>,
@@ -79,7 +77,7 @@ impl Expected {
             Self::Bind { .. } => tag == b'2',
             Self::CloseStatement { .. } | Self::ClosePortal { .. } => tag == b'3',
             Self::Describe(_) => matches!(tag, b't' | b'T' | b'n'),
-            Self::Sync | Self::CopyEnd | Self::Denied { .. } => false,
+            Self::Sync | Self::Denied { .. } => false,
         }
     }
 }

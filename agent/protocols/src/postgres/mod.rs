@@ -12,11 +12,13 @@
 //! ```
 //!
 //! * `frame`, `places`, `error`, `types`, `value`: the wire; `prepared`: statements and portals by name; `exchange`: one exchange
+//! * `copy`: what may follow a statement that may copy in
 //! * `opening`: the messages before the startup is done; `refusal`: what to say when the connection itself is denied
 //! * [`recognize`]: whether first bytes are PostgreSQL's
 
 #![expect(clippy::single_range_in_vec_init, reason = "masking takes lists of ranges, also of one")]
 
+mod copy;
 mod error;
 mod exchange;
 mod expected;
@@ -139,10 +141,14 @@ struct Flags {
     skipping: bool,
     /// Extended requests were forwarded since the last Sync or Query: the server may keep their replies back.
     unsynced: bool,
+    /// Of these the server may keep replies back: no Flush followed.
+    unflushed: bool,
     /// The server takes copy data, and Syncs are lost on it.
     copying_in: bool,
-    /// The last Query or Execute did not leave: its copy data must not, either.
-    copy_denied: bool,
+    /// Copy data left since the server asked for it.
+    copy_begun: bool,
+    /// A Sync came between copy data, and did not leave.
+    copy_synced: bool,
     /// SQL's DEALLOCATE took a name that is not known here.
     doubtful_names: bool,
     client_ended: bool,

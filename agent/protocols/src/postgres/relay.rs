@@ -81,7 +81,6 @@ impl Postgres {
         match piece.part {
             Part::Whole => {
                 let tag = piece.bytes[0];
-                self.pass_ignored_syncs(tag);
                 let owner = self.relay(&piece, now, out);
                 self.react(tag, &piece.bytes, owner, now, out);
             }
@@ -188,19 +187,6 @@ impl Postgres {
                 _ => Masking::Withheld(HEADER_BYTES + 4, "postgres-password"),
             },
             _ => Masking::Values,
-        }
-    }
-
-    /// Syncs that the server passed over while it took copy data: what comes now answers what came after them.
-    fn pass_ignored_syncs(&mut self, tag: u8) {
-        while matches!(self.replies.front(), Some(Expected::Sync))
-            && !matches!(tag, b'Z' | b'E' | b'N' | b'A' | b'S')
-        {
-            let next = self.replies.get(1);
-            if next.is_none_or(|next| !next.fits(tag)) {
-                break;
-            }
-            self.replies.pop_front();
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::copy::Turn;
 use super::exchange::Exchange;
 use super::expected::Expected;
 use super::frame::HEADER_BYTES;
@@ -26,8 +27,29 @@ impl Postgres {
             {
                 break;
             }
+            let turn = self.copy_turn(&head.what);
+            if turn == Turn::Wait {
+                self.flush_server(out);
+                if self.leaving.is_some() {
+                    // The answer is not read any more.
+                    self.closing = Some(Cause::Limit(Side::Client, "unparsed-behind-copy"));
+                }
+                break;
+            }
             let Some(request) = self.requests.pop_front() else { break };
             self.held -= request.bytes.len();
+            match turn {
+                Turn::Pass => {
+                    self.pass_over(&request.what, request.more);
+                    continue;
+                }
+                Turn::Broken => {
+                    self.closing = Some(Cause::Limit(Side::Client, "message-in-copy-in"));
+                    self.requests.push_front(request);
+                    break;
+                }
+                Turn::Go | Turn::Wait => {}
+            }
             self.release_one(request, now, out)?;
         }
         Ok(())
@@ -78,15 +100,18 @@ impl Postgres {
                 self.closing = Some(Cause::Limit(Side::Client, "malformed-flush"));
                 Ok(())
             }
-            What::Flush => self.send(Route::Control(Control::PostgresSession), bytes, more, out),
-            What::CopyData => self.send(self.copy_route(), bytes, more, out),
+            What::Flush => {
+                self.flags.unflushed = false;
+                self.send(Route::Control(Control::PostgresSession), bytes, more, out)
+            }
+            What::CopyData => {
+                self.flags.copy_begun = true;
+                self.send(self.copy_route(), bytes, more, out)
+            }
             What::CopyEnd => {
                 let route = self.copy_route();
-                if self.flags.copying_in {
-                    self.flags.copying_in = false;
-                } else if route != Route::Dropped && !self.replies.is_empty() {
-                    self.replies.push_back(Expected::CopyEnd);
-                }
+                self.flags.copying_in = false;
+                self.flags.unflushed |= matches!(self.replies.front(), Some(Expected::Execute(_)));
                 self.send(route, bytes, more, out)
             }
             // A server ends the connection at a tag that it does not know.
@@ -97,15 +122,13 @@ impl Postgres {
         }
     }
 
-    fn release_sync(&mut self) {
+    pub(super) fn release_sync(&mut self) {
         self.flags.dropping = false;
         self.flags.unsynced = false;
-        // While it takes copy data, the server passes over a Sync (protocol: "COPY Operations").
-        if !self.flags.copying_in {
-            self.flags.skipping = false;
-            self.skipped_error = None;
-            self.replies.push_back(Expected::Sync);
-        }
+        self.flags.unflushed = false;
+        self.flags.skipping = false;
+        self.skipped_error = None;
+        self.replies.push_back(Expected::Sync);
     }
 
     /// A request that runs nothing.
@@ -117,6 +140,7 @@ impl Postgres {
         out: &mut Effects,
     ) -> Result<(), Fault> {
         self.flags.unsynced = true;
+        self.flags.unflushed = true;
         if self.flags.skipping {
             self.revoke(expected);
         } else {
@@ -147,17 +171,9 @@ impl Postgres {
         exchange.rule = permit.rule().clone();
         exchange.grant = Some(permit.redeem(id).ok_or(fault("a permit was given for another exchange"))?);
         let mut expected = expected(exchange);
-        match expected {
-            Expected::Query(_) | Expected::Call(_) => {
-                self.flags.unsynced = false;
-                self.flags.copy_denied = false;
-            }
-            Expected::Execute(_) => {
-                self.flags.unsynced = true;
-                self.flags.copy_denied = false;
-            }
-            _ => self.flags.unsynced = true,
-        }
+        let extended = !matches!(expected, Expected::Query(_) | Expected::Call(_));
+        self.flags.unsynced = extended;
+        self.flags.unflushed = extended;
         if self.flags.skipping {
             // The server will pass over it: it is over as soon as it has left.
             if let Some(exchange) = expected.exchange_mut()
@@ -178,7 +194,6 @@ impl Postgres {
 
     fn deny(&mut self, refused: Expected, denial: Denial, now: Instant, out: &mut Effects) {
         let simple = matches!(refused, Expected::Query(_) | Expected::Call(_));
-        self.flags.copy_denied |= !matches!(refused, Expected::Parse { .. });
         if let Expected::Parse { name, change, .. } = &refused {
             self.statements.revoke(name, *change);
         }
@@ -194,6 +209,7 @@ impl Postgres {
             // The server owes replies that it sends with the next ReadyForQuery only: a Sync in the query's place gets
             // both, and the state in it is true.
             self.flags.unsynced = false;
+            self.flags.unflushed = false;
             self.replies.push_back(Expected::Denied { exchange, denial, ready: false });
             self.replies.push_back(Expected::Sync);
             out.push(Effect::Upstream(Control::PostgresResync.clear(Bytes::from(frame::message(b'S', b"")))));
@@ -222,7 +238,6 @@ impl Postgres {
                 self.drop_exchange(exchange, Outcome::Aborted, now, out);
             }
             What::Query(exchange) | What::Call(exchange) | What::Execute(exchange) => {
-                self.flags.copy_denied = true;
                 self.drop_exchange(exchange, Outcome::Aborted, now, out);
             }
             _ => {}
@@ -279,9 +294,9 @@ impl Postgres {
 
     /// Says what is ours to say, now that it is its turn.
     pub(super) fn settle(&mut self, now: Instant, out: &mut Effects) {
-        while let Some(Expected::Denied { .. } | Expected::CopyEnd) = self.replies.front() {
+        while let Some(Expected::Denied { .. }) = self.replies.front() {
             let Some(Expected::Denied { mut exchange, denial, ready }) = self.replies.pop_front() else {
-                continue;
+                break;
             };
             self.outbox.flush(&self.upstream, &self.plan, out);
             let mut reply = error::denied(&denial);

@@ -77,7 +77,7 @@ impl Postgres {
                 exchange.described(exchange::columns(frame, &self.plan));
             }
             (b'D', Expected::Query(exchange) | Expected::Execute(exchange)) => exchange.rows(1),
-            (b'G', Expected::Query(_) | Expected::Execute(_)) => self.copy_in(),
+            (b'G', Expected::Query(_) | Expected::Execute(_)) => self.begin_copy_in(),
             (b'W', Expected::Query(exchange) | Expected::Execute(exchange)) => {
                 exchange.status(Masked::word("COPY BOTH"));
                 self.end_front(Outcome::Ok, now, out);
@@ -145,19 +145,6 @@ impl Postgres {
         }
     }
 
-    /// The server takes copy data from now on. Syncs that are on their way before the data's end are lost on it.
-    fn copy_in(&mut self) {
-        let end = self.replies.iter().position(|expected| matches!(expected, Expected::CopyEnd));
-        let mut place = 0;
-        self.replies.retain(|expected| {
-            let lost = matches!(expected, Expected::Sync) && end.is_none_or(|end| place < end);
-            let done = Some(place) == end;
-            place += 1;
-            !lost && !done
-        });
-        self.flags.copying_in = end.is_none();
-    }
-
     fn error(&mut self, frame: &Bytes, owner: ExchangeId, now: Instant, out: &mut Effects) {
         let error = ServerError::read(frame, &self.plan);
         self.flags.copying_in = false;
@@ -177,7 +164,7 @@ impl Postgres {
                 self.skipped_error = Some(error);
             }
             // The connection's own end, or the commit that a Sync makes: told as it is.
-            None | Some(Expected::Sync | Expected::CopyEnd | Expected::Denied { .. }) => {}
+            None | Some(Expected::Sync | Expected::Denied { .. }) => {}
             Some(Expected::Query(exchange) | Expected::Call(exchange)) => exchange.failed(error),
             Some(front) => {
                 match front.exchange_mut() {
@@ -185,6 +172,7 @@ impl Postgres {
                     None => self.fail_later(owner, error),
                 }
                 self.skip_to_sync(now, out);
+                self.sync_after_failed_copy(out);
             }
         }
     }
@@ -222,9 +210,6 @@ impl Postgres {
             self.note_reported(out);
             self.phase = Phase::Ready;
             return;
-        }
-        while let Some(Expected::CopyEnd) = self.replies.front() {
-            self.replies.pop_front();
         }
         match self.replies.front() {
             Some(Expected::Sync) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::copy;
 use super::exchange::{self, Exchange, Shown};
 use super::frame::{self, Fields};
 use super::places::{format_of, read_formats, texts};
@@ -362,7 +363,8 @@ impl Postgres {
     fn ask(&mut self, sql: Sql, record: OperationRecord, now: Instant, out: &mut Effects) -> Box<Exchange> {
         let id = self.next_exchange;
         self.next_exchange = id.next();
-        let exchange = Exchange::asked(id, record, now, out);
+        let mut exchange = Exchange::asked(id, record, now, out);
+        exchange.may_copy_in = copy::may_copy_in(&sql);
         let dropped_already = self.flags.dropping && self.requests.is_empty();
         if !dropped_already {
             self.waiting.insert(id);

@@ -62,19 +62,10 @@ impl Postgres {
         }
     }
 
-    /// Copy data belongs to the request that the server is at, or will be at when it reads the data.
+    /// Copy data belongs to the exchange that the server is at.
     pub(super) fn copy_route(&self) -> Route {
-        if self.flags.copy_denied {
-            return Route::Dropped;
-        }
-        let copies = |expected: &&Expected| matches!(expected, Expected::Query(_) | Expected::Execute(_));
-        let current =
-            if self.flags.copying_in { self.replies.front() } else { self.replies.iter().rev().find(copies) };
-        let current = current.and_then(Expected::exchange).map(|exchange| exchange.id);
-        match current.or_else(|| self.last_grant.as_ref().map(crate::verdict::Grant::exchange)) {
-            Some(id) => Route::Exchange(id),
-            None => Route::Control(Control::PostgresUnknown),
-        }
+        let copying = self.replies.front().and_then(Expected::exchange);
+        copying.map_or(Route::Dropped, |exchange| Route::Exchange(exchange.id))
     }
 
     pub(super) fn send(

@@ -7,6 +7,7 @@ use super::wire::*;
 use crate::kind::Kind;
 use crate::note::Outcome;
 use crate::operation::Opacity;
+use crate::seam::Cause;
 use crate::seam::Side::{Client, Upstream};
 
 #[test]
@@ -44,7 +45,7 @@ fn a_sync_during_copy_in_gets_no_reply() {
     play.client(&[parse("", "COPY t FROM STDIN", &[]), bind("", "", 0, &[], 0), execute("", 0), sync()]);
     play.server(&[bare(b'1'), bare(b'2'), copy_response(b'G')]);
     play.client(&[copy_data(b"1"), flush(), sync(), copy_done(), sync()]);
-    play.server(&[complete("COPY 1"), ready(b'I')]);
+    play.server(&[complete("COPY 1")]).server(&[ready(b'I')]);
     play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
     assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok), (3, Outcome::Ok)]);
     assert!(play.gaps.is_empty());
@@ -55,18 +56,20 @@ fn copy_data_may_come_before_the_server_asks_for_it() {
     let mut play = Playbook::judged();
     let ahead = [query("COPY t FROM STDIN"), copy_data(b"1"), copy_done(), query("SELECT 1")];
     play.client(&ahead).reaches_server(&[]).allow(2).reaches_server(&[]);
-    play.allow(1).reaches_server(&ahead);
-    play.server(&[copy_response(b'G'), complete("COPY 1"), ready(b'I'), complete("SELECT 1"), ready(b'I')]);
+    play.allow(1).reaches_server(&ahead[..1]);
+    play.server(&[copy_response(b'G')]).reaches_server(&ahead[1..3]);
+    play.server(&[complete("COPY 1"), ready(b'I')]).reaches_server(&ahead[3..]);
+    play.server(&[complete("SELECT 1"), ready(b'I')]);
     assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Ok)]);
 }
 
 #[test]
-fn a_copy_that_fails_lets_the_rest_of_its_data_pass() {
+fn the_rest_of_the_data_of_a_copy_that_failed_does_not_leave() {
     let mut play = Playbook::ready();
     play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
     play.client(&[copy_data(b"x")]).server(&[error("22P02", "invalid input"), ready(b'I')]).drain();
     let late = [copy_data(b"y"), copy_done()];
-    play.client(&late).reaches_server(&late);
+    play.client(&late).reaches_server(&[]);
     play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
     assert_eq!(play.endings(), [(1, Outcome::Error), (2, Outcome::Ok)]);
 }
@@ -120,14 +123,76 @@ fn large_copy_data_that_breaks_off_is_recorded_as_far_as_it_came() {
     assert_eq!(play.outcome(1).outcome, Outcome::Aborted);
 }
 
+/// The server passes over it, and forgets by it that it was in a batch.
 #[test]
-fn stray_copy_data_follows_its_head() {
+fn stray_copy_messages_do_not_leave() {
     let mut play = Playbook::ready();
     play.client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
     play.client(&[parse("", "SELECT 2", &[])]).drain();
     let stray = copy_data(&vec![b'x'; 100_000]);
     play.client(&[stray.slice(..70_000)]).server(&[bare(b'1')]);
-    play.client(&[stray.slice(70_000..)]).reaches_server(&[stray]);
+    play.client(&[stray.slice(70_000..), copy_done(), copy_fail("x"), sync()]).reaches_server(&[sync()]);
+}
+
+fn batch(text: &str) -> [Bytes; 3] {
+    [parse("", text, &[]), bind("", "", 0, &[], 0), execute("", 0)]
+}
+
+/// Whether the server honoured the first Sync depends on when the copy failed: what follows waits until that is plain.
+#[test]
+fn what_follows_a_copy_that_may_fail_waits_for_its_end() {
+    let mut play = Playbook::ready();
+    let copy = batch("COPY t FROM STDIN");
+    let data = [copy_data(b"bad row"), sync(), copy_done()];
+    play.client(&[join(&copy), join(&data), join(&batch("EVIL")), sync()]);
+    play.reaches_server(&[join(&copy), flush()]);
+    play.server(&[bare(b'1'), bare(b'2'), copy_response(b'G')]);
+    play.reaches_server(&[copy_data(b"bad row"), copy_done(), flush()]);
+    play.server(&[error("22P02", "invalid input")]);
+    // The Sync between the data counts as the one that the server skips to.
+    play.reaches_server(&[sync(), join(&batch("EVIL")), sync()]);
+    play.server(&[ready(b'I'), bare(b'1'), bare(b'2'), complete("DELETE 1"), ready(b'I')]);
+    assert_eq!(
+        play.endings(),
+        [(1, Outcome::Ok), (2, Outcome::Error), (3, Outcome::Ok), (4, Outcome::Ok)],
+        "what ran is not said to be aborted"
+    );
+    play.client(&[bind("", "", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.last().unwrap().1.text, "EVIL");
+    assert!(play.gaps.is_empty());
+}
+
+/// As libpq does it: a Sync with the Execute, which copy-in passes over, and one after the data.
+#[test]
+fn a_failed_copy_of_the_extended_protocol_ends_with_its_last_sync() {
+    let mut play = Playbook::ready();
+    play.client(&[join(&batch("COPY t FROM STDIN")), sync()]);
+    play.server(&[bare(b'1'), bare(b'2'), copy_response(b'G')]).drain();
+    play.client(&[copy_data(b"bad row")]).server(&[error("22P02", "invalid input")]);
+    play.client(&[copy_done(), sync()]).reaches_server(&[copy_data(b"bad row"), sync()]);
+    play.server(&[ready(b'I')]).client(&[query("SELECT 1")]).server(&[complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.endings(), [(1, Outcome::Ok), (2, Outcome::Error), (3, Outcome::Ok)]);
+}
+
+#[test]
+fn a_failed_copy_of_a_simple_query_is_over_with_its_ready() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN"), copy_data(b"bad row"), sync(), copy_done(), query("NEXT")]);
+    play.server(&[copy_response(b'G')])
+        .drain()
+        .server(&[error("22P02", "invalid input")])
+        .reaches_server(&[]);
+    play.server(&[ready(b'I')]).reaches_server(&[query("NEXT")]);
+    play.server(&[complete("SELECT 1"), ready(b'I')]);
+    assert_eq!(play.endings(), [(1, Outcome::Error), (2, Outcome::Ok)]);
+}
+
+#[test]
+fn a_statement_in_the_middle_of_copy_data_closes_the_connection() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]).drain();
+    play.client(&[copy_data(b"1"), query("NEXT")]).reaches_server(&[copy_data(b"1")]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Client, "message-in-copy-in")));
 }
 
 #[test]

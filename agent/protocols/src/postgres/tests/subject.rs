@@ -186,8 +186,8 @@ fn plays() -> Vec<Vec<Bytes>> {
                 query("SELECT 1"),
             ],
             vec![query("COPY FORBIDDEN FROM STDIN"), copy_data(b"FORBIDDEN"), copy_done(), query("SELECT 2")],
-            [batch("", "COPY t FROM STDIN"), vec![sync(), copy_data(b"1"), copy_done(), sync()]].concat(),
-            [batch("", "COPY t FROM STDIN"), vec![copy_data(b"1"), copy_fail("no"), sync()]].concat(),
+            // Not by the extended protocol: there the server gets a Flush of ours, and not all Syncs (`copy`).
+            vec![query("COPY t FROM STDIN"), copy_data(b"1"), copy_fail("no"), query("SELECT 4")],
             vec![call(1598, b"7"), query("SELECT 3")],
         ]),
         play(vec![
