@@ -38,7 +38,8 @@ impl Masked {
         if self.bytes.len() <= bytes_max {
             return self;
         }
-        self.bytes = self.bytes.slice(..bytes_max);
+        // What is kept must not keep the rest in memory.
+        self.bytes = Bytes::copy_from_slice(&self.bytes[..bytes_max]);
         let end = u32::try_from(bytes_max).unwrap_or(u32::MAX);
         self.marks.retain(|mark| mark.offset < end);
         for mark in &mut self.marks {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::error::{self, ServerError};
 use super::frame::Fields;
-use super::prepared::{Portal, Statement};
+use super::prepared::{Kept, Portal, Statement};
 use super::{types, value};
 use crate::mask::{MaskPlan, Masked};
 use crate::note::{Finished, Note, OperationRecord, Outcome, PARAMETERS_MAX, TEXT_BYTES_MAX, ValueRecord};
@@ -31,6 +31,8 @@ pub(crate) struct Exchange {
     pub rule: Arc<str>,
     /// While it is unanswered, the server may take what follows for copy data.
     pub may_copy_in: bool,
+    /// For the record, held for its Drop.
+    pub kept: Option<Kept>,
     record: OperationRecord,
     asked_at: Instant,
     first_reply_at: Option<Instant>,
@@ -68,6 +70,7 @@ impl Exchange {
             response_bytes: 0,
             rule: Arc::default(),
             may_copy_in: false,
+            kept: None,
             record,
             asked_at: now,
             first_reply_at: None,

@@ -68,6 +68,8 @@ use crate::verdict::{Grant, Verdict};
 pub const HELD_BYTES_MAX: usize = 1024 * 1024;
 /// Messages of a client that wait for a verdict or for their reply; at more, the client is not read.
 pub const OUTSTANDING_MAX: usize = 1024;
+/// What is kept of exchanges that are not answered, bytes; at more, the client is not read.
+const OWED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The conversation.
 #[derive(Debug)]
@@ -96,6 +98,8 @@ pub struct Postgres {
     budget: Budget,
 
     replies: VecDeque<Expected>,
+    /// What the records of exchanges take.
+    owed: Budget,
     outbox: Outbox,
     /// Where the parts of a large request go that is on its way.
     streaming: Option<Streaming>,
@@ -175,6 +179,7 @@ impl Postgres {
             portals: Table::default(),
             budget: Budget::default(),
             replies: VecDeque::new(),
+            owed: Budget::default(),
             outbox: Outbox::default(),
             streaming: None,
             last_grant: None,
@@ -196,6 +201,10 @@ impl Postgres {
             if !self.read_client(now, out) {
                 break;
             }
+        }
+        // The server may keep back what is waited for until a Sync that is not read before.
+        if self.stalled.is_some() || self.owes_too_much() {
+            self.flush_server(out);
         }
         if let Some(cause) = self.closing.take() {
             self.finish_all(Outcome::Aborted, now, out);
@@ -337,8 +346,14 @@ impl Postgres {
     }
 
     fn is_full(&self) -> bool {
-        self.held + self.client.buffered() >= HELD_BYTES_MAX
-            || self.requests.len() + self.replies.len() >= OUTSTANDING_MAX
+        self.held + self.client.buffered() >= HELD_BYTES_MAX || self.owes_too_much()
+    }
+
+    /// The rest of a message that has begun adds nothing, and the server needs it.
+    fn owes_too_much(&self) -> bool {
+        let full = self.requests.len() + self.replies.len() >= OUTSTANDING_MAX
+            || self.owed.taken() >= OWED_BYTES_MAX;
+        full && !self.client.is_streaming()
     }
 }
 

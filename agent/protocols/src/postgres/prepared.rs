@@ -65,7 +65,7 @@ pub(crate) struct Budget(Arc<AtomicUsize>);
 pub(crate) struct Kept(Arc<AtomicUsize>, usize);
 
 /// What a value or a column takes beside its text, about, bytes.
-const ENTRY_BYTES: usize = 128;
+pub(crate) const ENTRY_BYTES: usize = 128;
 
 impl Budget {
     /// `None` when there is no room.
@@ -76,6 +76,10 @@ impl Budget {
         }
         self.0.store(kept + bytes, Ordering::Relaxed);
         Some(Kept(self.0.clone(), bytes))
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 
     pub(crate) fn columns(&self, columns: Arc<[Column]>) -> Option<KeptColumns> {

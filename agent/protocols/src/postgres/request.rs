@@ -3,6 +3,7 @@
 //! A message with a sound frame never turns the session opaque, whatever is in it: the server would answer it with an
 //! error and go on, and so would a client that wants to hide what it does next. Policy is asked about all of its text.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,8 +12,8 @@ use super::copy;
 use super::exchange::{self, Exchange, Shown};
 use super::frame::{self, Fields};
 use super::places::{format_of, read_formats, texts};
-use super::prepared::{self, Change, Found, Portal, Statement};
-use super::{HELD_BYTES_MAX, OUTSTANDING_MAX, Phase, Postgres};
+use super::prepared::{self, Change, ENTRY_BYTES, Found, Portal, Statement};
+use super::{HELD_BYTES_MAX, Phase, Postgres};
 use crate::mask::Masked;
 use crate::note::{Note, OperationRecord, PARAMETERS_MAX, SHOWN_BYTES_MAX};
 use crate::operation::{Operation, Sql, SqlVerb};
@@ -111,7 +112,7 @@ impl Postgres {
     }
 
     fn read_message(&mut self, now: Instant, out: &mut Effects) -> bool {
-        if self.held >= HELD_BYTES_MAX || self.requests.len() + self.replies.len() >= OUTSTANDING_MAX {
+        if self.held >= HELD_BYTES_MAX || self.owes_too_much() {
             return false;
         }
         if let Some(piece) = self.stalled.take() {
@@ -190,7 +191,7 @@ impl Postgres {
     fn read_query(&mut self, piece: Piece, now: Instant, out: &mut Effects) {
         let oversized = piece.part == Part::Head;
         let bytes = unpinned(piece.bytes);
-        let text = bytes.slice(texts(&bytes)[0].clone());
+        let text = part(&bytes, texts(&bytes)[0].clone());
         let record = exchange::record(SqlVerb::Query, &text, oversized, &self.plan);
         let exchange =
             self.ask(Sql { verb: SqlVerb::Query, text, defined_by: None, oversized }, record, now, out);
@@ -202,7 +203,7 @@ impl Postgres {
         let oversized = piece.part == Part::Head;
         let bytes = unpinned(piece.bytes);
         let places = texts(&bytes);
-        let text = bytes.slice(places[1].clone());
+        let text = part(&bytes, places[1].clone());
         let name = Fields::of(&bytes).name();
         let mut fields = Fields::at(&bytes, places[1].end + 1);
         let declared = fields.count().unwrap_or(0).min(PARAMETERS_MAX);
@@ -320,10 +321,11 @@ impl Postgres {
             verb: SqlVerb::Call.word(),
             name: self.plan.text(&Bytes::from(function.map(|oid| format!("oid {oid}")).unwrap_or_default())),
             parameters: arguments.parameters,
-            oversized,
+            // What it runs is not to be seen here: who guards must refuse it.
+            oversized: true,
             ..OperationRecord::default()
         };
-        let sql = Sql { verb: SqlVerb::Call, text: Bytes::new(), defined_by: None, oversized };
+        let sql = Sql { verb: SqlVerb::Call, text: Bytes::new(), defined_by: None, oversized: true };
         let exchange = self.ask(sql, record, now, out);
         self.queue(Request { bytes, more: oversized, what: What::Call(exchange) });
     }
@@ -363,7 +365,11 @@ impl Postgres {
     fn ask(&mut self, sql: Sql, record: OperationRecord, now: Instant, out: &mut Effects) -> Box<Exchange> {
         let id = self.next_exchange;
         self.next_exchange = id.next();
+        let shown: usize =
+            record.parameters.iter().map(|value| value.shown.bytes().len() + ENTRY_BYTES).sum();
+        let kept = self.owed.take(record.text.bytes().len() + shown + ENTRY_BYTES);
         let mut exchange = Exchange::asked(id, record, now, out);
+        exchange.kept = kept;
         exchange.may_copy_in = copy::may_copy_in(&sql);
         let dropped_already = self.flags.dropping && self.requests.is_empty();
         if !dropped_already {
@@ -376,4 +382,9 @@ impl Postgres {
 
 fn unpinned(bytes: Bytes) -> Bytes {
     if bytes.len() < COPIED_BELOW { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
+/// A text that lives as long as what uses it: in memory of its own when it is a small part of its message.
+fn part(bytes: &Bytes, range: Range<usize>) -> Bytes {
+    if range.len() < bytes.len() / 2 { Bytes::copy_from_slice(&bytes[range]) } else { bytes.slice(range) }
 }

@@ -157,3 +157,35 @@ fn a_name_longer_than_a_head_is_not_the_unnamed_one() {
     let sql = &play.asked.last().unwrap().1;
     assert_eq!((&sql.text[..], sql.oversized), (&b""[..], true));
 }
+
+/// A pipeline that is longer than what may be owed: the server keeps its replies back until a Sync that is not read yet.
+#[test]
+fn the_server_is_asked_for_its_replies_when_too_many_are_owed() {
+    let mut play = Playbook::ready();
+    let one = join(&[parse("", "SELECT 1", &[]), bind("", "", 0, &[], 0), execute("", 0)]);
+    let (third, rounds) = (OUTSTANDING_MAX / 3 + 1, 3);
+    play.client(&vec![one.clone(); third * rounds]).client(&[sync()]);
+    let replies = join(&[bare(b'1'), bare(b'2'), complete("SELECT 1")]);
+    let mut flushes = 0;
+    for _ in 0..rounds {
+        let sent = play.take_sent();
+        flushes += usize::from(sent.ends_with(&flush()));
+        play.server(&vec![replies.clone(); OUTSTANDING_MAX / 3]);
+    }
+    assert_eq!(flushes, rounds);
+    assert!(play.take_sent().ends_with(&sync()));
+}
+
+#[test]
+fn a_client_is_not_read_while_too_much_is_kept_of_what_it_is_owed() {
+    let mut play = Playbook::ready();
+    let statement = query(&"x".repeat(HELD_BYTES_MAX - 10));
+    let mut sent = 0;
+    while play.wants_read(Side::Client) {
+        play.client(std::slice::from_ref(&statement));
+        sent += 1;
+    }
+    assert!((60..=70).contains(&sent), "{sent} records of 64 KiB");
+    play.server(&[complete("X"), ready(b'I')]);
+    assert!(play.wants_read(Side::Client));
+}

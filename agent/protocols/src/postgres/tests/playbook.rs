@@ -117,6 +117,10 @@ impl Playbook {
         self
     }
 
+    pub(super) fn take_sent(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.to_server)
+    }
+
     pub(super) fn drain(&mut self) -> &mut Self {
         self.to_server.clear();
         self.to_client.clear();
