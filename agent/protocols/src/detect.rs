@@ -85,7 +85,7 @@ impl Detect {
         let recognition = match side {
             Side::Client => recognize(CLIENT_FIRST, client),
             // The server answers a beginning that no rule knows yet: then no rule is going to.
-            Side::Upstream if !client.is_empty() => Recognition::No,
+            Side::Upstream if !client.is_empty() => return self.too_slow(out),
             Side::Upstream => recognize(SERVER_FIRST, upstream),
         };
         match recognition {
@@ -94,6 +94,17 @@ impl Detect {
                 self.deadline.get_or_insert(now.after_ms(DETECT_PARTIAL_MS_MAX));
             }
             Recognition::NeedMore | Recognition::No => self.give_up(out),
+        }
+    }
+
+    /// Half a PostgreSQL startup is followed by a password sooner or later, and opaque bytes are recorded.
+    fn too_slow(&mut self, out: &mut Effects) {
+        if !self.heard[Side::Client.index()].is_empty()
+            && crate::postgres::recognize(&self.heard[Side::Client.index()]) == Recognition::NeedMore
+        {
+            self.become_kind(Kind::Postgres, out);
+        } else {
+            self.give_up(out);
         }
     }
 
@@ -117,7 +128,7 @@ impl Conversation for Detect {
             Input::Data(side, bytes) => self.hear(side, &bytes, now, out),
             // A side that ends says nothing more about its protocol; the other one may still speak.
             Input::End(_) => self.give_up(out),
-            Input::Tick if self.deadline.is_some_and(|deadline| deadline <= now) => self.give_up(out),
+            Input::Tick if self.deadline.is_some_and(|deadline| deadline <= now) => self.too_slow(out),
             Input::Tick => {}
             Input::Reset(side) => {
                 self.over = true;
@@ -198,6 +209,13 @@ mod tests {
         let slow = vec![data(Side::Client, &HELLO[..3]), Input::Tick, Input::Tick];
         let (kind, client, _) = becomes(slow).unwrap();
         assert_eq!((kind, &client[..]), (UNRECOGNIZED, &HELLO[..3]));
+    }
+
+    #[test]
+    fn half_a_postgres_startup_is_postgres() {
+        let half = || data(Side::Client, b"\0\0\0\x17\0");
+        assert_eq!(becomes(vec![half(), Input::Tick, Input::Tick]).unwrap().0, Kind::Postgres);
+        assert_eq!(becomes(vec![half(), data(Side::Upstream, b"?")]).unwrap().0, Kind::Postgres);
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl ServerError {
         let field = |wanted: u8| {
             let range = fields(frame).into_iter().find(|(tag, _)| *tag == wanted).map(|(_, range)| range);
             let text = range.map_or(&b""[..], |range| &frame[range]);
-            plan.text(&Bytes::copy_from_slice(&text[..text.len().min(MESSAGE_BYTES_MAX)]))
+            plan.text(&Bytes::copy_from_slice(text)).cut(MESSAGE_BYTES_MAX)
         };
         Self { code: field(b'C').cut(16), message: field(b'M') }
     }

@@ -11,8 +11,8 @@ pub(crate) const HEADER_BYTES: usize = 5;
 pub(crate) const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The longest message that any PostgreSQL takes or makes, bytes (its own limit on one allocation).
 pub(crate) const MESSAGE_BYTES_MAX: usize = 0x3fff_ffff;
-/// The longest first message a server takes (`MAX_STARTUP_PACKET_LENGTH`).
-pub(crate) const STARTUP_BYTES_MAX: usize = 10_000;
+/// The longest first message a server takes (`MAX_STARTUP_PACKET_LENGTH`, which leaves out the length word).
+pub(crate) const STARTUP_BYTES_MAX: usize = 10_004;
 
 pub(crate) fn measure_client(bytes: &[u8]) -> Result<Extent, Malformed> {
     measure(bytes, |tag| match tag {

@@ -11,12 +11,13 @@ use crate::kind::Kind;
 use crate::note::{Coverage, Facts, Note, OperationRecord};
 use crate::operation::Opacity;
 use crate::reader::Extent;
-use crate::seam::{Effect, Effects, ExchangeId, Instant, Side};
+use crate::seam::{Cause, Effect, Effects, ExchangeId, Instant, Side};
 use crate::verdict::Control;
 
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
+const UNPARSED: Cause = Cause::Limit(Side::Client, "unparsed-startup");
 /// Longest fact kept, bytes.
 pub(super) const FACT_BYTES_MAX: usize = 256;
 /// Startup parameters kept as facts; the others stand in the recorded message.
@@ -36,8 +37,9 @@ impl Opening {
     pub(super) fn of(message: &[u8]) -> Option<Self> {
         let code = Fields::at(message, 4).u32()?;
         match (code, message.len()) {
-            (SSL, 8) => Some(Self::Encryption(Opacity::Tls)),
-            (GSSENC, 8) => Some(Self::Encryption(Opacity::Gss)),
+            // Servers look at the code only.
+            (SSL, 8..) => Some(Self::Encryption(Opacity::Tls)),
+            (GSSENC, 8..) => Some(Self::Encryption(Opacity::Gss)),
             // Process id and key; from 3.2 on a key has up to 256 bytes.
             (CANCEL, 13..=268) => Some(Self::Cancel),
             (version, 9..) if version >> 16 == 3 => Some(Self::Startup((version & 0xffff) as u16)),
@@ -56,7 +58,7 @@ pub fn recognize(prefix: &[u8]) -> Recognition {
     let Ok(Extent::Frame { length, .. }) = frame::measure_startup(head) else { return Recognition::No };
     let code = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
     let sane = match code {
-        SSL | GSSENC => length == 8,
+        SSL | GSSENC => true,
         CANCEL => (13..=268).contains(&length),
         version => version >> 16 == 3 && length > 8,
     };
@@ -68,8 +70,9 @@ impl Postgres {
         let message = match self.client.next(frame::measure_startup) {
             Ok(Some(piece)) => piece.bytes,
             Ok(None) => return self.queue_end(out),
+            // What follows may be a password, and opaque bytes are recorded.
             Err(_) => {
-                self.leave(Opacity::Unparsed);
+                self.closing = Some(UNPARSED);
                 return true;
             }
         };
@@ -81,10 +84,7 @@ impl Postgres {
             }
             Some(Opening::Cancel) => self.cancel(message, now, out),
             Some(Opening::Startup(minor)) => self.startup(message, minor, out),
-            None => {
-                self.unread = message;
-                self.leave(Opacity::Unparsed);
-            }
+            None => self.closing = Some(UNPARSED),
         }
         true
     }

@@ -7,9 +7,8 @@ use super::send::{Route, StreamedMask};
 use super::{Phase, Postgres};
 use crate::mask::{Masked, Syntax};
 use crate::note::Note;
-use crate::operation::Opacity;
 use crate::reader::{Part, Piece};
-use crate::seam::{Effect, Effects, ExchangeId, Instant, Side};
+use crate::seam::{Cause, Effect, Effects, ExchangeId, Instant, Side};
 
 /// A message longer than a frame is recorded in parts.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ impl Postgres {
     /// A server has nothing to say before a startup: this is something else.
     fn upstream_before_startup(&mut self) -> bool {
         if self.upstream.buffered() > 0 {
-            self.leave(Opacity::Unparsed);
+            self.closing = Some(Cause::Limit(Side::Upstream, "unparsed-startup"));
         }
         false
     }

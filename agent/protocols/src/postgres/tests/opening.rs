@@ -147,16 +147,37 @@ fn a_cancel_is_forwarded_as_it_is_and_its_key_is_not_recorded() {
     }
 }
 
+/// A server may still take it for a startup, and ask for a password.
 #[test]
-fn other_protocols_are_not_read() {
+fn a_beginning_that_does_not_parse_closes_the_connection() {
     let mut play = Playbook::new();
-    let old = [bytes(b"\0\0\0\x09\0\x02\0\0x"), bytes(b"rest")];
-    play.client(&old).reaches_server(&[]);
-    assert_eq!(play.became, Some((Kind::Opaque(Opacity::Unparsed), [join(&old), Bytes::new()])));
-
+    play.client(&[bytes(b"\0\0\0\x09\0\x02\0\0x"), bytes(b"rest")]).reaches_server(&[]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Client, "unparsed-startup")));
+    let mut play = Playbook::new();
+    play.client(&[bytes(b"\xff\0\0\x09\0\x03\0\0x")]).reaches_server(&[]);
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Client, "unparsed-startup")));
     let mut play = Playbook::new();
     play.server(&[bytes(b"220 mail")]);
-    assert_eq!(play.became, Some((Kind::Opaque(Opacity::Unparsed), [Bytes::new(), bytes(b"220 mail")])));
+    assert_eq!(play.aborted, Some(Cause::Limit(Side::Upstream, "unparsed-startup")));
+    assert!(play.became.is_none() && play.data.is_empty());
+}
+
+#[test]
+fn whatever_startup_a_server_takes_is_one_here() {
+    for (length, taken) in [(10_000, true), (10_004, true), (10_005, false)] {
+        let first = startup(&[("user", "ada"), ("database", &"x".repeat(length - 28))]);
+        assert_eq!(first.len(), length);
+        assert_eq!(recognize(&first) == Recognition::Match(Kind::Postgres), taken, "{length}");
+        let mut play = Playbook::new();
+        play.client(std::slice::from_ref(&first));
+        assert_eq!(play.aborted.is_none(), taken);
+    }
+    let mut play = Playbook::new();
+    let long = bytes(&[0, 0, 0, 12, 0x04, 0xd2, 0x16, 0x2f, 1, 2, 3, 4]);
+    assert_eq!(recognize(&long), Recognition::Match(Kind::Postgres));
+    play.client(std::slice::from_ref(&long)).reaches_server(&[long]).server(&[bytes(b"N")]);
+    play.client(&[startup(&[("user", "ada")])]);
+    assert!(has(&play, "user", "ada"));
 }
 
 #[test]
