@@ -1,5 +1,7 @@
 //! What one session leaves behind: notes become events, counted and written to the journal; closed exactly once.
 
+use std::time::Duration;
+
 use weir_proto::v1::{self, event};
 use weir_protocols::mask::Masked;
 use weir_protocols::note::{Coverage, Facts, Finished, OperationRecord, Outcome, ValueRecord};
@@ -13,6 +15,9 @@ use crate::recording::{RecordError, SessionRecord};
 #[error(transparent)]
 pub(crate) struct TapeError(#[from] RecordError);
 
+/// How long the last words of a session that could not be recorded may take.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// One session's record, with what its `Closed` will say.
 pub(crate) struct Tape {
     record: Option<SessionRecord>,
@@ -25,6 +30,8 @@ pub(crate) struct Tape {
     asked_at: Vec<(ExchangeId, Instant)>,
     /// Bytes that the capture level keeps out of the record.
     left_out_bytes: u64,
+    /// Something could not be recorded: the session is on its way to its end.
+    failed: bool,
 }
 
 impl Tape {
@@ -39,6 +46,7 @@ impl Tape {
             response_bytes: 0,
             asked_at: Vec::new(),
             left_out_bytes: 0,
+            failed: false,
         }
     }
 
@@ -159,10 +167,17 @@ impl Tape {
     }
 
     async fn write(&mut self, kind: event::Kind) -> Result<(), TapeError> {
-        match &mut self.record {
-            Some(record) => Ok(record.write(kind).await?),
-            None => Ok(()),
-        }
+        let Some(record) = &mut self.record else { return Ok(()) };
+        let written = if self.failed {
+            // It has waited for room once already: what is left to say must not wait as long again, each time.
+            tokio::time::timeout(LAST_WRITE_TIMEOUT, record.write(kind))
+                .await
+                .unwrap_or(Err(RecordError::Stopped))
+        } else {
+            record.write(kind).await
+        };
+        self.failed |= written.is_err();
+        Ok(written?)
     }
 
     fn keeps(&self, from: Side) -> bool {

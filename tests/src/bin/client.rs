@@ -17,6 +17,8 @@ use weir_tests::peer::{Noise, how_it_ended, reset};
 
 /// No deed waits longer for a peer: longer than the node agent makes connections wait on a full disk.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// A probe waits longer than a session waits to be opened, and less long than one that is open waits to be recorded.
+const PROBE_PATIENCE: Duration = Duration::from_secs(35);
 
 #[derive(Parser)]
 struct Flags {
@@ -295,7 +297,7 @@ fn probe() -> anyhow::Result<()> {
     for address in std::io::stdin().lines() {
         let address: SocketAddr = address?.trim().parse()?;
         let outcome = TcpStream::connect(address).map_err(anyhow::Error::from).and_then(|mut stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(PROBE_PATIENCE))?;
             line(&mut stream, "probe")
         });
         match outcome {
