@@ -14,8 +14,12 @@ use tonic::transport::server::{Connected, TlsConnectInfo};
 
 use crate::metrics::Metrics;
 
-/// Connections at a time, agents and people together.
-const CONNECTIONS_MAX: usize = 4096;
+/// Handshakes at a time, of anybody; each ends within [`HANDSHAKE_TIMEOUT`].
+const HANDSHAKES_MAX: usize = 1024;
+/// Connections at a time without a client certificate: people, those who enrol, strangers.
+const STRANGERS_MAX: usize = 1024;
+/// Connections at a time with a node's certificate: strangers cannot take their places.
+const NODES_MAX: usize = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After an accept that failed (most likely: out of file descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -38,7 +42,11 @@ pub fn accept(
     let (ready, stream) = mpsc::channel(READY_MAX);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(tls);
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let places = Places {
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            nodes: Arc::new(Semaphore::new(NODES_MAX)),
+        };
         // The next connection, or the end.
         loop {
             let accepted = tokio::select! {
@@ -53,20 +61,34 @@ pub fn accept(
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Ok(turn) = handshakes.clone().try_acquire_owned() else {
                 metrics.connections_refused.inc();
                 continue;
             };
-            tokio::spawn(handshake(acceptor.clone(), tcp, place, ready.clone(), metrics.clone()));
+            tokio::spawn(handshake(
+                acceptor.clone(),
+                tcp,
+                turn,
+                places.clone(),
+                ready.clone(),
+                metrics.clone(),
+            ));
         }
     });
     ReceiverStream::new(stream)
 }
 
+#[derive(Clone)]
+struct Places {
+    strangers: Arc<Semaphore>,
+    nodes: Arc<Semaphore>,
+}
+
 async fn handshake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    place: OwnedSemaphorePermit,
+    turn: OwnedSemaphorePermit,
+    places: Places,
     ready: mpsc::Sender<std::io::Result<Secured>>,
     metrics: Metrics,
 ) {
@@ -74,6 +96,13 @@ async fn handshake(
     let _ = tcp.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
         Ok(Ok(tls)) => {
+            let of_a_node = tls.get_ref().1.peer_certificates().is_some();
+            let places = if of_a_node { places.nodes } else { places.strangers };
+            let Ok(place) = places.try_acquire_owned() else {
+                metrics.connections_refused.inc();
+                return;
+            };
+            drop(turn);
             let _ = ready.send(Ok(Secured { tls, _place: place })).await;
         }
         Ok(Err(error)) => {

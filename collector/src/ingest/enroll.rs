@@ -39,11 +39,17 @@ pub(super) async fn enroll(
         token_hash: secret_hash(&request.token),
         now_ms: clock::unix_ms(),
     };
-    // Signed before the token is spent: a request that cannot be signed costs no use.
-    keys.authority
-        .node_certificate(&request.csr_der, node)
-        .map_err(|error| Status::invalid_argument(format!("the certificate request: {error}")))?;
-    let enrolled = index.node_enroll(&new, |pattern| matches(pattern, &request.name)).await;
+    let enrolled = match index.join_token_known(&new.token_hash, new.now_ms).await {
+        Ok(true) => {
+            // Signed before the token is spent: a request that cannot be signed costs no use.
+            keys.authority
+                .node_certificate(&request.csr_der, node)
+                .map_err(|error| Status::invalid_argument(format!("the certificate request: {error}")))?;
+            index.node_enroll(&new, |pattern| matches(pattern, &request.name)).await
+        }
+        Ok(false) => Ok(Enrolled::Refused),
+        Err(error) => Err(error),
+    };
     let node = match enrolled {
         Ok(Enrolled::As(node)) => node,
         Ok(Enrolled::Refused) => {

@@ -23,6 +23,16 @@ impl SqliteIndex {
         row.as_ref().map(node_row).transpose()
     }
 
+    /// There is such a join token and it has not expired: asked of a reader, so that strangers do not reach the writer.
+    pub async fn join_token_known(&self, hash: &[u8; 32], now_ms: i64) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM join_token WHERE hash = ? AND expires_ms > ?")
+            .bind(&hash[..])
+            .bind(now_ms)
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// Takes one use of a join token and makes the node, both or nothing. `may` says whether the token's name pattern
     /// allows the name.
     pub async fn node_enroll(

@@ -23,8 +23,9 @@ impl SqliteIndex {
     pub async fn segments_expire(&self, before_ms: i64, now_ms: i64) -> Result<Expired, StoreError> {
         let mut tx = self.begin().await?;
         let found = sqlx::query(
-            "SELECT DISTINCT g.session_id FROM segment g JOIN session s ON s.id = g.session_id \
-             WHERE g.received_ms < ? AND s.legal_hold = 0 LIMIT ?",
+            "SELECT g.session_id FROM segment g JOIN session s ON s.id = g.session_id \
+             WHERE g.received_ms < ? AND s.legal_hold = 0 \
+             AND NOT EXISTS (SELECT 1 FROM segment p WHERE p.session_id = g.session_id AND p.seq < g.seq) LIMIT ?",
         )
         .bind(before_ms)
         .bind(SESSIONS_PER_STEP)
@@ -34,9 +35,10 @@ impl SqliteIndex {
         for row in &found {
             let session = SessionId::from_bytes(fixed(row, "session_id")?);
             let id = &session.as_bytes()[..];
-            // Segments come in sequence, so the old ones are the first ones.
+            // Only as far as all is old: a clock that was ahead for a while leaves old times behind young ones.
             let row = sqlx::query(
-                "SELECT max(seq) + 1 AS upto, max(last_boot_ns) AS last_ns FROM segment WHERE session_id = ? AND received_ms < ?",
+                "SELECT max(seq) + 1 AS upto, max(last_boot_ns) AS last_ns FROM segment WHERE session_id = ?1 AND seq < \
+                 COALESCE((SELECT min(seq) FROM segment WHERE session_id = ?1 AND received_ms >= ?2), 9223372036854775807)",
             )
             .bind(id)
             .bind(before_ms)
