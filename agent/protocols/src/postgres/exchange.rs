@@ -31,6 +31,8 @@ pub(crate) struct Exchange {
     pub rule: Arc<str>,
     /// While it is unanswered, the server may take what follows for copy data.
     pub may_copy_in: bool,
+    /// It may give or take names by SQL.
+    pub names: bool,
     /// For the record, held for its Drop.
     pub kept: Option<Kept>,
     record: OperationRecord,
@@ -70,6 +72,7 @@ impl Exchange {
             response_bytes: 0,
             rule: Arc::default(),
             may_copy_in: false,
+            names: false,
             kept: None,
             record,
             asked_at: now,
@@ -101,7 +104,7 @@ impl Exchange {
         let told = std::str::from_utf8(words).ok().and_then(|word| word.parse::<u64>().ok());
         self.rows_told = self.rows_told.saturating_add(told.unwrap_or(self.rows_seen));
         self.rows_seen = 0;
-        self.status = plan.text(&Bytes::copy_from_slice(&tag[..tag.len().min(NAME_BYTES_MAX)]));
+        self.status = plan.text(&Bytes::copy_from_slice(tag)).cut(NAME_BYTES_MAX);
     }
 
     pub(crate) fn status(&mut self, status: Masked) {
@@ -203,7 +206,7 @@ fn column(fields: &mut Fields<'_>, plan: &MaskPlan) -> Option<Column> {
     let type_oid = fields.u32()?;
     fields.take(6)?;
     let format = fields.i16()?;
-    let name = plan.text(&Bytes::copy_from_slice(&name[..name.len().min(NAME_BYTES_MAX)]));
+    let name = plan.text(&Bytes::copy_from_slice(name)).cut(NAME_BYTES_MAX);
     Some(Column { name, type_oid, format })
 }
 
@@ -232,7 +235,10 @@ impl Shown {
             return;
         };
         let most = self.left.min(crate::note::SHOWN_BYTES_MAX);
-        let (text, cut) = value::shown(type_oid, format, bytes, most * 2);
+        // Masked before it is cut or shown as hex: neither half a secret nor its digits look like one.
+        let raw = Bytes::copy_from_slice(bytes);
+        let raw = if format == 0 { plan.text(&raw) } else { plan.bytes(&raw) };
+        let (text, cut) = value::shown(type_oid, format, raw.bytes(), most * 2);
         let masked = plan.text(&Bytes::from(text));
         let truncated = cut || masked.bytes().len() > most;
         let shown = masked.cut(most);

@@ -45,8 +45,6 @@ pub use refusal::{Refusal, refuse};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
-
 use self::error::ServerError;
 use self::exchange::Exchange;
 use self::expected::Expected;
@@ -76,8 +74,6 @@ const OWED_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct Postgres {
     plan: MaskPlan,
     phase: Phase,
-    /// A client's first message that is none of ours.
-    unread: Bytes,
     client: Reader,
     upstream: Reader,
 
@@ -153,6 +149,8 @@ struct Flags {
     copy_begun: bool,
     /// A Sync came between copy data, and did not leave.
     copy_synced: bool,
+    /// The client has sent SQL that may give or take names.
+    sql_names: bool,
     /// SQL's DEALLOCATE took a name that is not known here.
     doubtful_names: bool,
     client_ended: bool,
@@ -165,7 +163,6 @@ impl Postgres {
         Self {
             plan: start.plan,
             phase: Phase::Opening,
-            unread: Bytes::new(),
             client: Reader::default(),
             upstream: Reader::default(),
             requests: VecDeque::new(),
@@ -238,9 +235,8 @@ impl Postgres {
         self.finish_all(Outcome::Aborted, now, out);
         self.phase = Phase::Over;
         let mut client = self.client.take_all();
-        let before = self.stalled.take().map_or(std::mem::take(&mut self.unread), |stalled| stalled.bytes);
-        if !before.is_empty() {
-            client = [before, client].concat().into();
+        if let Some(stalled) = self.stalled.take() {
+            client = [stalled.bytes, client].concat().into();
         }
         let pending = [client, self.upstream.take_all()];
         out.push(Effect::Become(Kind::Opaque(reason), pending));

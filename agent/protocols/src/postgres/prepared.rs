@@ -7,13 +7,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
+use aho_corasick::AhoCorasick;
 use bytes::Bytes;
 
 use super::exchange::Column;
 use crate::mask::Masked;
 use crate::note::ValueRecord;
+use crate::operation::{Sql, SqlVerb};
 use crate::seam::ExchangeId;
 
 /// Names in one table. More are not remembered: their Execute is asked as `oversized`, without text.
@@ -162,6 +164,8 @@ pub(crate) struct Change(u64);
 #[derive(Debug)]
 pub(crate) enum Found<V> {
     Known(Arc<V>),
+    /// Of an earlier batch, not confirmed: the only meaning it has here.
+    Pending(Arc<V>),
     Unknown,
     /// It was there once, and the table was full.
     Forgotten,
@@ -187,7 +191,10 @@ impl<V> Table<V> {
         match slot.pending.back() {
             None => known(&slot.confirmed),
             Some(last) if last.batch == batch => known(&last.to),
-            Some(last) if slot.pending.len() == 1 && slot.confirmed.is_none() => known(&last.to),
+            Some(last) if slot.pending.len() == 1 && slot.confirmed.is_none() => match known(&last.to) {
+                Found::Known(v) => Found::Pending(v),
+                found => found,
+            },
             Some(_) => Found::Unsure,
         }
     }
@@ -257,6 +264,17 @@ impl<V> Table<V> {
     }
 }
 
+/// Whether the statement may define, take or close a name by SQL. Their keywords cannot be escaped; only a function's body
+/// or a DO block could hide them.
+pub(crate) fn may_name(sql: &Sql) -> bool {
+    static WORDS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+        let words = ["prepare", "deallocate", "discard", "declare", "close"];
+        AhoCorasick::builder().ascii_case_insensitive(true).build(words).ok()
+    });
+    let named = || WORDS.as_ref().is_none_or(|words| words.is_match(&sql.text));
+    matches!(sql.verb, SqlVerb::Query | SqlVerb::Execute) && (sql.oversized || named())
+}
+
 /// What can be said of a name without knowing what the server makes of it.
 enum Key<'a> {
     Exact(&'a [u8]),
@@ -286,7 +304,7 @@ mod tests {
 
     fn known(found: Found<u8>) -> Option<u8> {
         match found {
-            Found::Known(value) => Some(*value),
+            Found::Known(value) | Found::Pending(value) => Some(*value),
             _ => None,
         }
     }

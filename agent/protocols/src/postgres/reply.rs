@@ -247,6 +247,7 @@ impl Postgres {
                 self.statements.clear_confirmed();
                 self.flags.doubtful_names = false;
             }
+            b"DECLARE CURSOR" | b"CLOSE CURSOR" | b"CLOSE CURSOR ALL" => self.portals.clear_confirmed(),
             // It may have given a deallocated name another text.
             b"PREPARE" if self.flags.doubtful_names => {
                 self.statements.clear_confirmed();

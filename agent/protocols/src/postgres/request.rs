@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::copy;
 use super::exchange::{self, Exchange, Shown};
+use super::expected::Expected;
 use super::frame::{self, Fields};
 use super::places::{format_of, read_formats, texts};
 use super::prepared::{self, Change, ENTRY_BYTES, Found, Portal, Statement};
@@ -240,8 +241,8 @@ impl Postgres {
         let name = prepared::kept(fields.name());
         let statement = prepared::kept(fields.name());
         let mut portal = Portal::default();
-        match self.statements.find(&statement, self.batch) {
-            Found::Known(statement) => portal.statement = Some(statement),
+        match self.sure(&statement, self.statements.find(&statement, self.batch)) {
+            Found::Known(statement) | Found::Pending(statement) => portal.statement = Some(statement),
             Found::Unknown => {}
             Found::Forgotten => portal.forgotten = true,
             Found::Unsure if self.flags.copying_in => portal.forgotten = true,
@@ -271,8 +272,8 @@ impl Postgres {
 
     fn read_execute(&mut self, piece: Piece, now: Instant, out: &mut Effects) {
         let name = Fields::of(&piece.bytes).name();
-        let portal = match self.portals.find(name, self.batch) {
-            Found::Known(portal) => Some(portal),
+        let portal = match self.sure(name, self.portals.find(name, self.batch)) {
+            Found::Known(portal) | Found::Pending(portal) => Some(portal),
             Found::Unknown => None,
             Found::Unsure if !self.flags.copying_in => {
                 self.stalled = Some(piece);
@@ -334,12 +335,12 @@ impl Postgres {
         let mut fields = Fields::of(frame);
         let (kind, name) = (fields.u8(), fields.name());
         match kind {
-            Some(b'S') => match self.statements.find(name, self.batch) {
-                Found::Known(statement) => Described::Statement(statement),
+            Some(b'S') => match self.sure(name, self.statements.find(name, self.batch)) {
+                Found::Known(statement) | Found::Pending(statement) => Described::Statement(statement),
                 _ => Described::Unknown,
             },
-            Some(b'P') => match self.portals.find(name, self.batch) {
-                Found::Known(portal) => Described::Portal(portal),
+            Some(b'P') => match self.sure(name, self.portals.find(name, self.batch)) {
+                Found::Known(portal) | Found::Pending(portal) => Described::Portal(portal),
                 _ => Described::Unknown,
             },
             _ => Described::Unknown,
@@ -358,6 +359,17 @@ impl Postgres {
         }
     }
 
+    /// SQL may take any name but the empty one from what is known here, and give it to another text.
+    fn sure<V>(&self, name: &[u8], found: Found<V>) -> Found<V> {
+        if name.is_empty() || !self.flags.sql_names {
+            return found;
+        }
+        let unanswered = self.replies.iter().filter_map(Expected::exchange);
+        let mut asked = self.requests.iter().filter_map(Request::exchange).chain(unanswered);
+        let only_pending = matches!(found, Found::Pending(_));
+        if only_pending || asked.any(|exchange| exchange.names) { Found::Unsure } else { found }
+    }
+
     fn shown_name(&self, name: &[u8]) -> Masked {
         self.plan.text(&Bytes::copy_from_slice(name)).cut(SHOWN_BYTES_MAX)
     }
@@ -371,6 +383,8 @@ impl Postgres {
         let mut exchange = Exchange::asked(id, record, now, out);
         exchange.kept = kept;
         exchange.may_copy_in = copy::may_copy_in(&sql);
+        exchange.names = prepared::may_name(&sql);
+        self.flags.sql_names |= exchange.names;
         let dropped_already = self.flags.dropping && self.requests.is_empty();
         if !dropped_already {
             self.waiting.insert(id);

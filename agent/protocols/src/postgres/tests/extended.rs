@@ -269,3 +269,66 @@ fn a_server_that_is_ready_has_defined_nothing_it_has_not_said() {
     play.server(&[bare(b'2'), complete("SELECT 1"), ready(b'I')]);
     assert_eq!(play.outcome(3).outcome, Outcome::Ok);
 }
+
+#[test]
+fn a_binary_parameter_is_masked_before_it_is_shown_as_hex() {
+    let mut play = Playbook::ready();
+    let secret = b"host=db password=hunter2";
+    play.client(&[
+        parse("", "SELECT $1", &[17]),
+        bind("", "", 1, &[Some(secret)], 0),
+        execute("", 0),
+        sync(),
+    ]);
+    play.server(&[bare(b'1'), bare(b'2'), complete("SELECT 1"), ready(b'I')]);
+    let shown = play.outcome(2).operation.parameters[0].shown.to_text();
+    assert!(shown.starts_with("\\x686f7374") && !shown.contains("68756e746572"), "{shown}");
+}
+
+#[test]
+fn names_wait_while_sql_may_redefine_them() {
+    let mut play = Playbook::ready();
+    play.client(&[query("PREPARE sp AS EVIL"), parse("sp", "BENIGN", &[]), sync()]);
+    play.client(&[bind("", "sp", 0, &[], 0), execute("", 0), sync()]);
+    assert_eq!(play.asked.len(), 2, "the name has two meanings");
+    play.server(&[complete("PREPARE"), ready(b'I')]);
+    assert_eq!(play.asked.len(), 2, "still: its Parse is not answered");
+    play.server(&[error("42P05", "prepared statement \"sp\" already exists"), ready(b'I')]);
+    assert_eq!(play.asked[2].1.text, "", "not the text that was never defined");
+
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]);
+    play.client(&[
+        query("Deallocate s; Prepare s AS EVIL"),
+        bind("", "s", 0, &[], 0),
+        execute("", 0),
+        sync(),
+    ]);
+    assert_eq!(play.asked.len(), 2);
+    play.server(&[complete("DEALLOCATE"), complete("PREPARE"), ready(b'I')]);
+    assert_eq!(play.asked[2].1.text, "");
+}
+
+#[test]
+fn what_sql_declares_takes_the_portals_names() {
+    let mut play = Playbook::ready();
+    play.client(&[query("BEGIN")]).server(&[complete("BEGIN"), ready(b'T')]);
+    play.client(&[parse("", "BENIGN", &[]), bind("c", "", 0, &[], 0), sync()]);
+    play.server(&[bare(b'1'), bare(b'2'), ready(b'T')]);
+    play.client(&[query("CLOSE c; DECLARE c CURSOR FOR SELECT evil()")]);
+    play.server(&[complete("CLOSE CURSOR"), complete("DECLARE CURSOR"), ready(b'T')]);
+    play.client(&[execute("c", 0), sync()]);
+    assert_eq!(play.asked.last().unwrap().1.text, "");
+}
+
+/// Within a batch the server keeps the answer back that the name waits for.
+#[test]
+fn a_name_that_waits_within_its_batch_asks_for_the_reply() {
+    let mut play = Playbook::ready();
+    play.client(&[parse("s", "BENIGN", &[]), sync()]).server(&[bare(b'1'), ready(b'I')]).drain();
+    let first = [parse("", "DEALLOCATE ALL", &[]), bind("", "", 0, &[], 0), execute("", 0)];
+    play.client(&first).client(&[bind("", "s", 0, &[], 0), execute("", 0), sync()]);
+    play.reaches_server(&[join(&first), flush()]);
+    play.server(&[bare(b'1'), bare(b'2'), complete("DEALLOCATE ALL")]);
+    assert_eq!(play.asked.last().unwrap().1.text, "");
+}
