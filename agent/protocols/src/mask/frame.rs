@@ -32,6 +32,15 @@ impl MaskPlan {
 }
 
 impl Masked {
+    /// With these ranges masked as well, because the protocol says what they are. They overlap no mask that is there.
+    #[must_use]
+    pub fn withheld(self, ranges: &[Range<usize>], rule: &'static str) -> Self {
+        let mut also = MaskPlan::standard().withheld(&self.bytes, ranges, rule);
+        also.marks.extend(self.marks);
+        also.marks.sort_by_key(|mark| mark.offset);
+        also
+    }
+
     /// At most this many bytes from the beginning. Masking comes before cutting: half a secret is one, too.
     #[must_use]
     pub fn cut(mut self, bytes_max: usize) -> Self {

@@ -29,12 +29,10 @@ pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
         }
         at += 1;
     }
-    let length = view.run(at, USERINFO_BYTES_MAX, |byte| {
-        byte > b' ' && byte != 0x7f && !is_quote(byte) && !b"<>".contains(&byte)
-    })?;
-    let shown = &view.buffer[at..at + length];
-    let is_cut = length == USERINFO_BYTES_MAX || view.peek(at + length)? == Peek::Nothing;
-    let authority = &shown[..shown.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(length)];
+    let fits = |byte| byte > b' ' && byte != 0x7f && !is_quote(byte) && !b"<>".contains(&byte);
+    let ends = |byte: u8| b"/?#".contains(&byte);
+    let length = view.run(at, USERINFO_BYTES_MAX, |byte| fits(byte) && !ends(byte))?;
+    let authority = &view.buffer[at..at + length];
     let end = memchr::memrchr(b'@', authority);
     let Some(name) = memchr::memchr(b':', &authority[..end.unwrap_or(authority.len())]) else {
         return Some(Userinfo::None(at));
@@ -47,6 +45,10 @@ pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
     if authority.starts_with(b"[") || is_port(password) {
         return Some(Userinfo::None(at));
     }
+    // Only now: a run over what follows each of many short authorities would cost too much.
+    let length = view.run(at, USERINFO_BYTES_MAX, fits)?;
+    let shown = &view.buffer[at..at + length];
+    let is_cut = length == USERINFO_BYTES_MAX || view.peek(at + length)? == Peek::Nothing;
     // A password may hold what should have been written as %2F.
     if let Some(end) = memchr::memrchr(b'@', shown) {
         return Some(Userinfo::Password(start, at + end));

@@ -124,10 +124,18 @@ impl Postgres {
         let mut values = Vec::new();
         let mut places = Vec::new();
         let mut fields = Fields::at(&message, 8);
+        let mut withheld = Vec::new();
+        let mut parsed = fields.offset();
         while let Some(name) = fields.cstr().filter(|name| !name.is_empty()) {
             let start = fields.offset();
             let Some(value) = fields.cstr() else { break };
-            places.push(start..start + value.len());
+            places.push(parsed..start - 1);
+            if self.is_secret_name(name) {
+                withheld.push(start..start + value.len());
+            } else {
+                places.push(start..start + value.len());
+            }
+            parsed = fields.offset();
             if let Some(kept) = PARAMETERS_KEPT.iter().find(|kept| kept.as_bytes() == name) {
                 let value = self.plan.text(&Bytes::copy_from_slice(value)).cut(FACT_BYTES_MAX);
                 values.push(((*kept).into(), value));
@@ -140,10 +148,20 @@ impl Postgres {
             coverage: Some(Coverage::Inspected),
         };
         out.note(ExchangeId::SESSION, Note::Facts(facts));
-        let recorded = self.plan.texts(&message, &places);
+        // The last NUL of a sound message, or what no server would read.
+        if message.len() > parsed + 1 {
+            withheld.push(parsed..message.len());
+        }
+        let recorded = self.plan.texts(&message, &places).withheld(&withheld, "postgres-startup");
         out.note(ExchangeId::SESSION, Note::Data(Side::Client, recorded));
         self.phase = Phase::Authenticating;
         out.push(Effect::Upstream(Control::PostgresStartup.clear(message)));
+    }
+
+    /// Whether a value would be masked because of this name before it.
+    fn is_secret_name(&self, name: &[u8]) -> bool {
+        let probe = Bytes::from([name, b"=value"].concat());
+        self.plan.text(&probe).marks().iter().any(|mark| mark.offset as usize >= name.len())
     }
 
     /// On a connection of its own; the server closes it without a word.

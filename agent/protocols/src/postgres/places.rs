@@ -53,7 +53,7 @@ pub(crate) fn format_of(formats: &[i16], n: usize) -> i16 {
     }
 }
 
-/// Where the texts of a Query (its statement) or of a Parse (its name, its statement) are. What is not as it should be
+/// Where the texts of a Query (its statement) or of a Parse (its name, its statement, what follows) are. What is not as it should be
 /// belongs to the statement.
 pub(crate) fn texts(frame: &[u8]) -> Vec<Range<usize>> {
     let end = frame.len();
@@ -64,7 +64,7 @@ pub(crate) fn texts(frame: &[u8]) -> Vec<Range<usize>> {
         }
         let start = fields.offset();
         let text_end = fields.cstr().map_or(end, |text| start + text.len());
-        return vec![HEADER_BYTES..start - 1, start..text_end];
+        return vec![HEADER_BYTES..start - 1, start..text_end, (text_end + 1).min(end)..end];
     }
     let end = if frame.last() == Some(&0) { end - 1 } else { end };
     vec![HEADER_BYTES.min(end)..end]
@@ -77,8 +77,9 @@ pub(crate) fn bind_values(frame: &[u8]) -> Vec<Range<usize>> {
     if fields.cstr().is_none() || fields.cstr().is_none() {
         return all;
     }
+    // The names, too: nothing is left out.
+    let mut ranges = vec![HEADER_BYTES..fields.offset()];
     let _ = read_formats(&mut fields);
-    let mut ranges = Vec::new();
     for _ in 0..fields.count().unwrap_or(0) {
         let start = fields.offset();
         match fields.value() {
@@ -86,10 +87,11 @@ pub(crate) fn bind_values(frame: &[u8]) -> Vec<Range<usize>> {
             Some(None) => {}
             None => {
                 ranges.push(start..frame.len());
-                break;
+                return ranges;
             }
         }
     }
+    ranges.push(fields.offset()..frame.len());
     ranges
 }
 
@@ -110,7 +112,7 @@ mod tests {
     fn texts_are_found_also_where_nothing_ends_them() {
         assert_eq!(texts(&message(b'Q', b"abc\0")), vec![5..8]);
         assert_eq!(texts(&message(b'Q', b"abc")), vec![5..8]);
-        assert_eq!(texts(&message(b'P', b"s\0abc\0\0\0")), vec![5..6, 7..10]);
+        assert_eq!(texts(&message(b'P', b"s\0abc\0\0\0")), vec![5..6, 7..10, 11..13]);
         assert_eq!(texts(&message(b'P', b"abc")), vec![5..5, 5..8]);
         assert_eq!(bind_values(&message(b'B', b"abc")), vec![5..8]);
     }

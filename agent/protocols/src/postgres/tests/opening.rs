@@ -211,3 +211,22 @@ fn first_bytes_are_recognized() {
     }
     assert_eq!(recognize(b"*1"), Recognition::No);
 }
+
+#[test]
+fn secrets_among_the_startups_parameters_are_not_recorded() {
+    let first = startup(&[("user", "ada"), ("password", "hunter2 with blanks"), ("api_key", "hunter3")]);
+    let rest = [&first[..first.len() - 1], b"passw0rd-without-end"].concat();
+    let mut length = (rest.len() as u32).to_be_bytes().to_vec();
+    length.extend_from_slice(&rest[4..]);
+    for first in [first, Bytes::from(length)] {
+        let mut play = Playbook::new();
+        play.client(std::slice::from_ref(&first)).reaches_server(std::slice::from_ref(&first));
+        let recorded = play.recorded(0, Side::Client);
+        assert_eq!(recorded.len(), first.len());
+        let recorded = String::from_utf8_lossy(&recorded).into_owned();
+        for secret in ["hunter2", "blanks", "hunter3", "passw0rd"] {
+            assert!(!recorded.contains(secret), "{secret}: {recorded:?}");
+        }
+        assert!(recorded.contains("ada") && recorded.contains("api_key"));
+    }
+}
