@@ -14,6 +14,10 @@ use crate::store::{Index, Store, StoreError};
 /// How often it is looked what has to go.
 const ROUND: Duration = Duration::from_secs(600);
 
+/// The clock went this much further than from one round to the next: it is read once more before anything is deleted.
+const JUMP: Duration = Duration::from_secs(6 * 3600);
+const LAST_ROUND: &str = "retention_round_ms";
+
 #[derive(Debug, thiserror::Error)]
 pub enum RetentionError {
     #[error(transparent)]
@@ -59,6 +63,13 @@ impl Retention {
 
     pub async fn round(&self, now_ms: i64) -> Result<(), RetentionError> {
         let index = &self.store.index;
+        if self.jumped(now_ms).await? {
+            tracing::warn!(
+                now_ms,
+                "the clock jumped since the last round of retention: nothing is deleted in this one"
+            );
+            return Ok(());
+        }
         if let Some(keep) = self.keep.recordings {
             let before = now_ms.saturating_sub(millis(keep));
             loop {
@@ -74,6 +85,17 @@ impl Retention {
         let accesses_before = now_ms.saturating_sub(millis(self.keep.accesses));
         index.keys_expire(day_of(now_ms).saturating_sub(DAYS_KEPT), now_ms, accesses_before).await?;
         Ok(index.space_return().await?)
+    }
+
+    /// One reading of the clock deletes nothing: a jump (or a long stop of the collector) is believed at the next round.
+    async fn jumped(&self, now_ms: i64) -> Result<bool, RetentionError> {
+        let index = &self.store.index;
+        let last = index
+            .meta_value(LAST_ROUND)
+            .await?
+            .and_then(|bytes| Some(i64::from_be_bytes(bytes.try_into().ok()?)));
+        index.meta_set(LAST_ROUND, &now_ms.to_be_bytes()).await?;
+        Ok(last.is_some_and(|last| now_ms.saturating_sub(last) > millis(JUMP)))
     }
 
     /// The object first, then its row: killed in between, the next round finds the row and deletes the object again.
