@@ -73,10 +73,16 @@ impl Postgres {
         self.flags.copy_synced = false;
     }
 
+    /// However it ended. Says whether a Sync came between its data.
+    pub(super) fn end_copy_in(&mut self) -> bool {
+        self.flags.copying_in = false;
+        std::mem::take(&mut self.flags.copy_synced)
+    }
+
     /// The copy failed, and the server skips to Sync. A Sync between the data is the one that it skips to: the client may
     /// not send another.
     pub(super) fn sync_after_failed_copy(&mut self, out: &mut Effects) {
-        if std::mem::take(&mut self.flags.copy_synced) && self.flags.skipping && self.streaming.is_none() {
+        if self.flags.skipping && self.streaming.is_none() {
             self.release_sync();
             out.push(Effect::Upstream(Control::PostgresResync.clear(Bytes::from(frame::message(b'S', b"")))));
         }

@@ -87,13 +87,13 @@ impl Postgres {
                 let tag = command_tag(frame);
                 exchange.completed(tag, &self.plan);
                 self.statements_changed(tag);
-                self.flags.copying_in = false;
+                self.end_copy_in();
             }
             (b'C', Expected::Execute(exchange)) => {
                 let tag = command_tag(frame);
                 exchange.completed(tag, &self.plan);
                 self.statements_changed(tag);
-                self.flags.copying_in = false;
+                self.end_copy_in();
                 self.end_front(Outcome::Ok, now, out);
             }
             (b'I', Expected::Query(exchange)) => exchange.status(Masked::word("EMPTY")),
@@ -147,7 +147,7 @@ impl Postgres {
 
     fn error(&mut self, frame: &Bytes, owner: ExchangeId, now: Instant, out: &mut Effects) {
         let error = ServerError::read(frame, &self.plan);
-        self.flags.copying_in = false;
+        let synced = self.end_copy_in();
         if matches!(self.phase, Phase::Authenticating) {
             let values =
                 vec![("startup_error".into(), error.message), ("startup_sqlstate".into(), error.code)];
@@ -172,7 +172,9 @@ impl Postgres {
                     None => self.fail_later(owner, error),
                 }
                 self.skip_to_sync(now, out);
-                self.sync_after_failed_copy(out);
+                if synced {
+                    self.sync_after_failed_copy(out);
+                }
             }
         }
     }
@@ -202,7 +204,7 @@ impl Postgres {
 
     fn ready(&mut self, frame: &Bytes, now: Instant, out: &mut Effects) {
         self.transaction = error::transaction(frame).unwrap_or(b'I');
-        self.flags.copying_in = false;
+        self.end_copy_in();
         if self.transaction == b'I' {
             self.portals.clear_confirmed();
         }

@@ -188,6 +188,15 @@ fn a_failed_copy_of_a_simple_query_is_over_with_its_ready() {
 }
 
 #[test]
+fn a_sync_between_the_data_of_one_copy_is_not_remembered_for_another_request() {
+    let mut play = Playbook::ready();
+    play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]);
+    play.client(&[copy_data(b"1"), sync(), copy_done()]).server(&[complete("COPY 1"), ready(b'I')]).drain();
+    play.client(&[parse("", "BAD", &[]), flush()]).server(&[error("42601", "syntax error")]);
+    play.reaches_server(&[parse("", "BAD", &[]), flush()]);
+}
+
+#[test]
 fn a_statement_in_the_middle_of_copy_data_closes_the_connection() {
     let mut play = Playbook::ready();
     play.client(&[query("COPY t FROM STDIN")]).server(&[copy_response(b'G')]).drain();
