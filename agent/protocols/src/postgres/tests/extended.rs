@@ -332,3 +332,14 @@ fn a_name_that_waits_within_its_batch_asks_for_the_reply() {
     play.server(&[bare(b'1'), bare(b'2'), complete("DEALLOCATE ALL")]);
     assert_eq!(play.asked.last().unwrap().1.text, "");
 }
+
+#[test]
+fn names_and_ends_of_messages_are_masked_in_what_is_recorded() {
+    let mut play = Playbook::ready();
+    let secret = "host=db password=hunter2";
+    let after = Bytes::from(crate::postgres::frame::message(b'P', b"\0SELECT 1\0host=db password=hunter2"));
+    play.client(&[after, bind(secret, "", 0, &[], 0), bind("", secret, 0, &[], 0), sync()]);
+    let recorded: Vec<u8> = play.data.iter().flat_map(|(_, _, bytes)| bytes.to_vec()).collect();
+    let recorded = String::from_utf8_lossy(&recorded).into_owned();
+    assert!(recorded.contains("SELECT 1") && !recorded.contains("hunter2"), "{recorded:?}");
+}
