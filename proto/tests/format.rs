@@ -1,5 +1,7 @@
 //! The table of the segment header in docs/format.md says where the fields of the golden segment are.
 
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
 use bytes::Bytes;
 use weir_proto::seal::{SIGNATURE_BYTES, Segment};
 
