@@ -33,7 +33,7 @@ mod sys;
 
 #[cfg(test)]
 #[cfg(feature = "kernel-tests")]
-mod kernel_tests;
+pub(crate) mod kernel_tests;
 
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use attachment::{Otherwise, Redirection, Scope};

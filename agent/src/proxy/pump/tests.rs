@@ -19,6 +19,11 @@ use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
 struct Scene {
     application: TcpStream,
     server: TcpStream,
+    running: Running,
+}
+
+/// A pump at work between two sockets.
+struct Running {
     held: mpsc::UnboundedReceiver<(ExchangeId, oneshot::Sender<Verdict>)>,
     pumped: tokio::task::JoinHandle<Ending>,
     drained: CancellationToken,
@@ -52,6 +57,13 @@ impl Scene {
         socket2::SockRef::from(&application).set_recv_buffer_size(4096).unwrap();
         socket2::SockRef::from(&client).set_send_buffer_size(4096).unwrap();
         let (upstream, server) = pair().await;
+        let running = Running::start(client, upstream, rules, hold).await;
+        Self { application, server, running }
+    }
+}
+
+impl Running {
+    async fn start(client: TcpStream, upstream: TcpStream, rules: &str, hold: bool) -> Self {
         let (recorder, recording, dir) = recorder().await;
         let mut judge = Judge::new(GrantKey::for_tests(), Arc::new(toml::from_str::<Rules>(rules).unwrap()));
         let (holding, held) = mpsc::unbounded_channel();
@@ -70,7 +82,7 @@ impl Scene {
             tape.close(ending.word(), None).await.unwrap();
             ending
         });
-        Self { application, server, held, pumped, drained, recording, _dir: dir }
+        Self { held, pumped, drained, recording, _dir: dir }
     }
 }
 
@@ -95,7 +107,7 @@ async fn bytes_pass_both_ways_and_each_side_may_end_first() {
     let mut answer = Vec::new();
     scene.application.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"a late answer");
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Ended(Side::Client));
+    assert_eq!(scene.running.pumped.await.unwrap(), Ending::Ended(Side::Client));
 }
 
 #[tokio::test]
@@ -105,14 +117,14 @@ async fn a_durable_target_forwards_what_is_on_the_disk() {
     let mut question = [0; 8];
     scene.server.read_exact(&mut question).await.unwrap();
     assert_eq!(&question, b"question");
-    assert!(scene.recording.is_synced(), "nothing that was sent is only in memory");
+    assert!(scene.running.recording.is_synced(), "nothing that was sent is only in memory");
 }
 
 #[tokio::test]
 async fn a_held_request_leaves_only_with_its_permit() {
     let mut scene = Scene::set("", true).await;
     scene.application.write_all(b"held").await.unwrap();
-    let (exchange, answer) = scene.held.recv().await.unwrap();
+    let (exchange, answer) = scene.running.held.recv().await.unwrap();
     let mut byte = [0];
     assert!(scene.server.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     answer.send(Verdict::Allow(permit(exchange))).unwrap();
@@ -125,9 +137,9 @@ async fn a_held_request_leaves_only_with_its_permit() {
 async fn a_held_client_that_resets_is_withdrawn() {
     let mut scene = Scene::set("", true).await;
     scene.application.write_all(b"never to arrive").await.unwrap();
-    let (exchange, answer) = scene.held.recv().await.unwrap();
+    let (exchange, answer) = scene.running.held.recv().await.unwrap();
     reset(scene.application);
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Client)));
+    assert_eq!(scene.running.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Client)));
     assert!(answer.send(Verdict::Allow(permit(exchange))).is_err(), "nobody waits for this verdict any more");
     let mut rest = Vec::new();
     let ended = scene.server.read_to_end(&mut rest).await;
@@ -142,7 +154,7 @@ async fn a_held_client_that_resets_is_withdrawn() {
 async fn what_a_guarded_target_cannot_read_never_arrives() {
     let mut scene = Scene::set("[[target]]\nname = 'g'\naccess = 'guarded'", false).await;
     scene.application.write_all(b"unreadable").await.unwrap();
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Aborted(Cause::Denied));
+    assert_eq!(scene.running.pumped.await.unwrap(), Ending::Aborted(Cause::Denied));
     let mut rest = Vec::new();
     assert!(scene.server.read_to_end(&mut rest).await.is_err());
     assert!(rest.is_empty());
@@ -163,7 +175,7 @@ async fn the_last_words_of_an_upstream_that_resets_are_delivered() {
     let ended = scene.application.read_to_end(&mut heard).await;
     assert!(ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset));
     assert_eq!(heard.len(), words.len());
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Upstream)));
+    assert_eq!(scene.running.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Upstream)));
 }
 
 #[tokio::test]
@@ -214,8 +226,43 @@ async fn a_session_that_never_waits_still_drains() {
         let mut buffer = vec![0; 64 * 1024];
         while scene.application.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
     });
-    scene.drained.cancel();
-    assert_eq!(scene.pumped.await.unwrap(), Ending::Drained);
+    scene.running.drained.cancel();
+    assert_eq!(scene.running.pumped.await.unwrap(), Ending::Drained);
     writer.await.unwrap();
     reader.await.unwrap();
+}
+
+/// The same through the kernel: a governed process, redirected, held, and gone before the verdict.
+#[cfg(feature = "kernel-tests")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_governed_process_that_resets_while_it_is_held_is_withdrawn() {
+    use super::super::upstream::dial;
+    use crate::redirection::Redirection;
+    use crate::redirection::kernel_tests::ground::{Ground, listen};
+
+    let ground = Ground::new();
+    let redirection = Redirection::attach(&ground.scope).unwrap();
+    let proxy = listen("127.0.0.1:0");
+    redirection.serve(&proxy, None).unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let proxy = TcpListener::from_std(proxy).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = server.local_addr().unwrap();
+
+    let mut process = ground.client(&ground.governed, &["held", "127.0.0.1", &origin.port().to_string()]);
+    process.step();
+    let (client, _) = proxy.accept().await.unwrap();
+    let flow = redirection.flow_of(&client).unwrap().unwrap();
+    assert_eq!(flow.origin, origin);
+    let upstream = dial(&flow).await.unwrap();
+    let (mut server, _) = server.accept().await.unwrap();
+    let mut running = Running::start(client, upstream, "", true).await;
+    let (exchange, answer) = running.held.recv().await.unwrap();
+    assert_eq!(process.go(), "reset");
+    assert_eq!(running.pumped.await.unwrap(), Ending::Aborted(Cause::Reset(Side::Client)));
+    assert!(answer.send(Verdict::Allow(permit(exchange))).is_err(), "nobody waits for this verdict any more");
+    let mut rest = Vec::new();
+    assert!(server.read_to_end(&mut rest).await.is_err(), "the server is told by a reset");
+    assert!(rest.is_empty(), "nothing was forwarded");
+    redirection.detach().unwrap();
 }

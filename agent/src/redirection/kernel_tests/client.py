@@ -43,6 +43,16 @@ def connect(ip, port):
     talk(opened(ip), ip, port)
 
 
+def held(ip, port):
+    """Says something and, at the next line of stdin, goes away without waiting for an answer."""
+    sock = opened(ip)
+    sock.connect((ip, int(port)))
+    sock.sendall(b"never to arrive")
+    sys.stdin.readline()
+    reset(sock)
+    print("reset", flush=True)
+
+
 def again(ip, port, other_ip, other_port):
     """One socket, two connects: what the first left behind must not show in the second."""
     sock = opened(ip)

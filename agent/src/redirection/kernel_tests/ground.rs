@@ -20,13 +20,13 @@ const CLIENT: &str = include_str!("client.py");
 static ALONE: Mutex<()> = Mutex::new(());
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-pub(super) struct Ground {
+pub(crate) struct Ground {
     /// The cgroup that everything attaches to, and within it: where clients live, and a sibling.
-    pub(super) governed: Cgroup,
+    pub(crate) governed: Cgroup,
     pub(super) sibling: Cgroup,
     /// Beside the scope.
     pub(super) outside: Cgroup,
-    pub(super) scope: Scope,
+    pub(crate) scope: Scope,
     root: PathBuf,
     home: Cgroup,
     script: tempfile::TempPath,
@@ -35,7 +35,7 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the kernel tests attach eBPF programs: run them as root");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let home = Cgroup::own_current().unwrap();
@@ -69,7 +69,7 @@ impl Ground {
     }
 
     /// A client in a cgroup; it waits for [`Client::go`].
-    pub(super) fn client(&self, cgroup: &Cgroup, arguments: &[&str]) -> Client {
+    pub(crate) fn client(&self, cgroup: &Cgroup, arguments: &[&str]) -> Client {
         let child = Command::new("sh")
             .args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec python3 "$@""#])
             .arg(cgroup.path())
@@ -126,7 +126,7 @@ done"#;
         .unwrap()
 }
 
-pub(super) struct Client(Child);
+pub(crate) struct Client(Child);
 
 impl Client {
     pub(super) fn pid(&self) -> u32 {
@@ -134,12 +134,17 @@ impl Client {
     }
 
     /// Lets it run to its end, or to that of the last process that holds its output.
-    pub(super) fn go(mut self) -> String {
+    pub(crate) fn go(mut self) -> String {
         self.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
         let mut printed = String::new();
         self.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
         self.0.wait().unwrap();
         printed.trim_end().to_owned()
+    }
+
+    /// Lets it take one step more, of a deed that has several; the last is [`Client::go`].
+    pub(crate) fn step(&mut self) {
+        writeln!(self.0.stdin.as_mut().unwrap()).unwrap();
     }
 
     fn wait_until_in(&self, cgroup: &Cgroup) {
@@ -217,7 +222,7 @@ impl Drop for Agent {
     }
 }
 
-pub(super) fn listen(address: &str) -> TcpListener {
+pub(crate) fn listen(address: &str) -> TcpListener {
     let address: SocketAddr = address.parse().unwrap();
     let socket =
         socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();

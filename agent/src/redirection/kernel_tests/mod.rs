@@ -1,6 +1,6 @@
 //! The redirection on this kernel, with real processes. Root only; a test that cannot run fails.
 
-mod ground;
+pub(crate) mod ground;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
