@@ -15,6 +15,8 @@ pub enum Operation {
     Opaque { reason: Opacity },
     /// Run, or define, a SQL statement.
     Sql(Sql),
+    /// Send an HTTP request.
+    Http(Http),
 }
 
 /// Why bytes are not read.
@@ -43,6 +45,22 @@ impl Opacity {
             Opacity::Streaming => "streaming",
         }
     }
+}
+
+/// The head of an HTTP request, as far as policy reads it. All bytes as sent unless said otherwise: a rule that compares
+/// paths must reckon with escapes and dot segments itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// The method, case kept (RFC 9110, 9.1).
+    pub method: Bytes,
+    /// Host of the request's authority, in lower case, without port; empty when the request names none (HTTP/1.0).
+    pub host: Bytes,
+    /// Port of the authority, where it names one.
+    pub port: Option<u16>,
+    /// Path without query; empty for CONNECT and for `OPTIONS *`.
+    pub path: Bytes,
+    /// What follows the first `?`, where there is one.
+    pub query: Option<Bytes>,
 }
 
 /// A statement in one of the ways a SQL protocol carries it.

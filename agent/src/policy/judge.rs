@@ -92,7 +92,7 @@ impl Judge {
         let unreadable = match operation {
             Operation::Opaque { reason } => Some(reason.word()),
             Operation::Sql(sql) if sql.oversized => Some("oversized"),
-            Operation::Connect { .. } | Operation::Sql(_) => None,
+            Operation::Connect { .. } | Operation::Sql(_) | Operation::Http(_) => None,
         };
         match unreadable {
             Some(what) if standing.guarded => Verdict::Deny(Denial {
