@@ -14,7 +14,7 @@ use crate::control::{self, Answer, AskError, Request};
 use crate::exec::{self, Exec, NOT_STARTED};
 use crate::node::{Node, Place};
 use crate::redirection::Redirection;
-use crate::{doctor, shipping};
+use crate::{doctor, service, shipping};
 
 /// Records what agents do to infrastructure: the node agent of Weir.
 #[derive(Parser)]
@@ -175,10 +175,14 @@ fn daemon(file: &ConfigFile) -> anyhow::Result<ExitCode> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let node = Node::start(Place::of(&config)?, &config).await?;
         tracing::info!(scope = %node.scope.display(), "ready");
+        service::ready(&node.scope);
+        let running = node.clone();
+        tokio::spawn(service::watched(move || running.is_recording()));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        service::stopping();
         node.stop().await;
         anyhow::Ok(())
     })?;

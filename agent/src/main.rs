@@ -14,6 +14,7 @@ mod proxy;
 mod recording;
 mod redirection;
 mod selection;
+mod service;
 mod shipping;
 mod spool;
 

@@ -207,6 +207,11 @@ impl Node {
         !self.draining.is_cancelled() && self.recording.is_healthy()
     }
 
+    /// The recorder's threads live. A full disk does not end them: a restart would not help there.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording.is_running()
+    }
+
     /// What `weir-agent status --json` prints.
     pub(crate) fn status(&self) -> Value {
         let runs: Vec<Value> = self

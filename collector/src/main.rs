@@ -4,15 +4,20 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_collector::access::Role;
 use weir_collector::api::admin::Issuer;
 use weir_collector::config::{self, Config};
 use weir_collector::serve::{self, Data};
 use weir_collector::{keys, logs};
+
+/// Part of the watchdog's time after which it hears from us: one late turn does not get us killed.
+const WATCHDOG_PART: u32 = 3;
 
 /// Weir's collector: takes sealed recordings from node agents, keeps them, and answers who asks.
 #[derive(Parser)]
@@ -156,14 +161,34 @@ async fn run(arguments: Serve) -> anyhow::Result<()> {
         tracing::info!(%address, "health, readiness and metrics");
     }
     say(&format!("listening on {}", running.address))?;
+    tell(&[NotifyState::Ready, NotifyState::Status(&format!("listening on {}", running.address))]);
+    tokio::spawn(watched());
     // Either way to ask for the end.
     tokio::select! {
         _ = terminated.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.context("watching for SIGINT")?,
     }
     tracing::info!("shutting down");
+    tell(&[NotifyState::Stopping]);
     running.stop().await;
     Ok(())
+}
+
+/// Tells a service manager's watchdog, where there is one, that the runtime turns.
+async fn watched() {
+    let Some(timeout) = sd_notify::watchdog_enabled() else { return };
+    let mut interval = tokio::time::interval((timeout / WATCHDOG_PART).max(Duration::from_millis(1)));
+    loop {
+        interval.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+/// For a service manager (sd_notify(3)); without one, nothing happens.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
 }
 
 fn first_credential(credential: &str, file: Option<&Path>) -> anyhow::Result<()> {

@@ -167,10 +167,14 @@ impl Recording {
         Ok(())
     }
 
+    /// Its threads live: neither failed nor drained.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.shared.stopped.load(std::sync::atomic::Ordering::Acquire)
+    }
+
     /// Events are taken and find their way to the disk.
     pub(crate) fn is_healthy(&self) -> bool {
-        !self.shared.stopped.load(std::sync::atomic::Ordering::Acquire)
-            && self.shared.journals.iter().all(|j| j.used() < j.capacity() / 10 * 9)
+        self.is_running() && self.shared.journals.iter().all(|j| j.used() < j.capacity() / 10 * 9)
     }
 
     /// Everything recorded so far is on the disk.
