@@ -3,6 +3,7 @@
 
 mod command;
 mod demo;
+mod dist;
 mod ebpf;
 mod host;
 mod lint;
@@ -55,6 +56,14 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Build what is handed out: archives, Debian packages and checksums, in .build/dist
+    Dist {
+        #[command(flatten)]
+        install: InstallFlags,
+        /// Only this target [default: x86_64 and aarch64, as far as this machine can]
+        #[arg(long, value_name = "TRIPLE")]
+        target: Option<String>,
+    },
     /// Formatting, clippy with warnings denied, and tidy
     Lint,
     /// What clippy cannot check: module docs, links, purposes, completeness
@@ -103,6 +112,7 @@ fn run(task: Task) -> anyhow::Result<()> {
                 flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()).collect();
             demo::run(&workspace, &wants, &arguments)
         }
+        Task::Dist { install, target } => dist::run(&workspace, target.as_deref(), install.skip_packages),
         Task::Lint => lint::run(&workspace, ebpf::present(&workspace)),
         Task::Tidy => tidy::run(&workspace),
     }

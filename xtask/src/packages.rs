@@ -17,6 +17,10 @@ pub(crate) enum Use {
     Compiler,
     /// The eBPF linker.
     Linker,
+    /// Archives and packages of what is handed out.
+    Dist,
+    /// The same for another processor than this machine's.
+    Cross,
     /// The end-to-end tests and the demo: real servers and clients.
     Kernel,
 }
@@ -27,7 +31,7 @@ pub(crate) struct Package {
     pub used: Use,
 }
 
-pub(crate) const PACKAGES: [Package; 11] = [
+pub(crate) const PACKAGES: [Package; 15] = [
     // the C of aws-lc, zstd and SQLite; the C++ of LLVM's bindings
     Package { name: "build-essential", used: Use::Build },
     // a rustc with its own standard library's source: what rustup has only in nightly
@@ -36,6 +40,11 @@ pub(crate) const PACKAGES: [Package; 11] = [
     Package { name: "cargo-web", used: Use::Compiler },
     // bpf-linker is built against the LLVM that rustc has
     Package { name: "llvm-22-dev", used: Use::Linker },
+    // strip and objdump, and what finds a package's dependencies
+    Package { name: "binutils", used: Use::Dist },
+    Package { name: "dpkg-dev", used: Use::Dist },
+    Package { name: "g++-aarch64-linux-gnu", used: Use::Cross },
+    Package { name: "libc6-dev-arm64-cross", used: Use::Cross },
     // the demo's and the tests' database, with its clients and pgbench
     Package { name: "postgresql", used: Use::Kernel },
     Package { name: "postgresql-client", used: Use::Kernel },
