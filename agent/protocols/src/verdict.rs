@@ -28,7 +28,13 @@ impl GrantKey {
     }
 
     pub fn permit(&self, exchange: ExchangeId, rule: Arc<str>) -> Permit {
-        Permit { exchange, rule }
+        Permit { exchange, rule, would_deny: None }
+    }
+
+    /// A permit that is only given because the rule observes: enforcing it would have said `denial`.
+    pub fn permit_observed(&self, exchange: ExchangeId, denial: Denial) -> Permit {
+        let Denial { rule, reason } = denial;
+        Permit { exchange, rule, would_deny: Some(reason) }
     }
 }
 
@@ -44,12 +50,18 @@ pub enum Verdict {
 pub struct Permit {
     exchange: ExchangeId,
     rule: Arc<str>,
+    would_deny: Option<Arc<str>>,
 }
 
 impl Permit {
-    /// The name of the rule that allowed it.
+    /// The name of the rule that decided.
     pub fn rule(&self) -> &Arc<str> {
         &self.rule
+    }
+
+    /// The reason for which that rule would have refused, were it enforced.
+    pub fn would_deny(&self) -> Option<&Arc<str>> {
+        self.would_deny.as_ref()
     }
 
     /// Turns into the grant under which the exchange's request streams; `None` when it was given for another exchange.

@@ -15,6 +15,9 @@ use crate::recording::{RecordError, SessionRecord};
 #[error(transparent)]
 pub(crate) struct TapeError(#[from] RecordError);
 
+/// The tag of an exchange that a rule would have refused, were it enforced.
+const WOULD_DENY: &str = "would-deny";
+
 /// How long the last words of a session that could not be recorded may take.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,8 @@ pub(crate) struct Tape {
     request_bytes: u64,
     response_bytes: u64,
     asked_at: Vec<(ExchangeId, Instant)>,
+    /// Exchanges under way that a rule only observed: at most as many as `asked_at` has.
+    would_deny: Vec<ExchangeId>,
     /// Bytes that the capture level keeps out of the record.
     left_out_bytes: u64,
     /// Something could not be recorded: the session is on its way to its end.
@@ -45,6 +50,7 @@ impl Tape {
             request_bytes: 0,
             response_bytes: 0,
             asked_at: Vec::new(),
+            would_deny: Vec::new(),
             left_out_bytes: 0,
             failed: false,
         }
@@ -101,7 +107,12 @@ impl Tape {
                 if finished.outcome == Outcome::Denied {
                     self.denied += 1;
                 }
-                event::Kind::Finished(finished_event(exchange, *finished, self.capture))
+                let mut finished = finished_event(exchange, *finished, self.capture);
+                if let Some(at) = self.would_deny.iter().position(|judged| *judged == exchange) {
+                    self.would_deny.swap_remove(at);
+                    finished.tags.push(WOULD_DENY.to_owned());
+                }
+                event::Kind::Finished(finished)
             }
             Note::Gap { reason, bytes } => event::Kind::Gap(v1::Gap {
                 reason: reason.to_owned(),
@@ -118,14 +129,21 @@ impl Tape {
         let asked_at = self.asked_at.iter().find(|(asked, _)| *asked == exchange).map(|(_, at)| *at);
         let waited_ns = asked_at.map_or(0, |at| crate::recording::clock::now().0.saturating_sub(at.0));
         let (allowed, rule, reason) = match verdict {
-            Verdict::Allow(permit) => (true, permit.rule().to_string(), String::new()),
-            Verdict::Deny(denial) => (false, denial.rule.to_string(), denial.reason.to_string()),
+            Verdict::Allow(permit) => {
+                (true, permit.rule(), permit.would_deny().map_or_else(String::new, |why| why.to_string()))
+            }
+            Verdict::Deny(denial) => (false, &denial.rule, denial.reason.to_string()),
         };
+        let rule = rule.to_string();
+        let would_deny = matches!(verdict, Verdict::Allow(permit) if permit.would_deny().is_some());
+        if would_deny && asked_at.is_some() {
+            self.would_deny.push(exchange);
+        }
         if !allowed && exchange == ExchangeId::SESSION {
             self.denied += 1;
         }
-        self.write(event::Kind::Judged(v1::Judged { exchange: exchange.0, allowed, rule, reason, waited_ns }))
-            .await
+        let judged = v1::Judged { exchange: exchange.0, allowed, rule, reason, waited_ns, would_deny };
+        self.write(event::Kind::Judged(judged)).await
     }
 
     /// Returns when everything recorded so far is on the disk.
