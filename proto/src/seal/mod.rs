@@ -23,10 +23,10 @@ mod properties;
 pub use chain::{Chain, ChainError};
 pub use events::{EventError, Events, events, push_event};
 pub use keys::{GenerationKey, KeyError, SessionKey, WrapKeyPair, draw_signing_key, unwrap, wrap};
-pub use node_log::{NodeChain, NodeLogError};
+pub use node_log::{HEARTBEAT_INTERVAL, NodeChain, NodeLogError};
 pub use promises::{
-    PromiseError, Receipted, enrol_proof, sign_key_set, sign_receipt, verify_enrol_proof, verify_key_set,
-    verify_receipt,
+    PromiseError, Receipted, enrol_proof, renew_proof, sign_key_set, sign_receipt, verify_enrol_proof,
+    verify_key_set, verify_receipt, verify_renew_proof,
 };
 pub use segment::{
     Anchor, Draft, JournalRange, SealError, Sealed, Sealer, Segment, SegmentError, SegmentHeader,
@@ -36,6 +36,10 @@ pub use ed25519_dalek::{SigningKey, VerifyingKey};
 
 /// The version of segments and node entries written here; also the only one read here.
 pub const FORMAT_VERSION: u16 = 1;
+
+/// The version of the messages on an agent's stream, beside what they carry: both sides say theirs, and neither sends what
+/// the other cannot know. 1 brought renewal and key sets after the welcome.
+pub const STREAM_VERSION: u32 = 1;
 
 /// A SHA-256 digest: what chains are made of.
 pub type Hash = [u8; 32];

@@ -1,5 +1,7 @@
 //! The node log: entries of one node agent, each signed, each naming the hash of the one before.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use prost::Message;
@@ -10,6 +12,9 @@ use crate::v1::{NodeEntry, SignedNodeEntry};
 
 /// No encoded entry is longer; the agent splits what it has to say.
 pub const NODE_ENTRY_BYTES_MAX: usize = 256 * 1024;
+
+/// While it lives, an agent says so in its log at least this often, whether the collector can be reached or not.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 const DOMAIN: &[u8] = b"weir node v1";
 

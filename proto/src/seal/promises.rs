@@ -5,7 +5,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use prost::Message;
 
 use super::{Hash, SIGNATURE_BYTES, hash, sign, signature_holds};
-use crate::ids::SessionId;
+use crate::ids::{NodeId, SessionId};
 use crate::v1::{KeySet, Receipt, SignedKeySet};
 
 /// No encoded key set is longer.
@@ -14,6 +14,7 @@ pub const KEY_SET_BYTES_MAX: usize = 64 * 1024;
 const RECEIPT_DOMAIN: &[u8] = b"weir receipt v1";
 const KEYS_DOMAIN: &[u8] = b"weir keys v1";
 const ENROL_DOMAIN: &[u8] = b"weir enroll v1";
+const RENEW_DOMAIN: &[u8] = b"weir renew v1";
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PromiseError {
@@ -98,4 +99,26 @@ pub fn verify_enrol_proof(key: &VerifyingKey, csr_der: &[u8], proof: &[u8]) -> R
     } else {
         Err(PromiseError::Enrol)
     }
+}
+
+/// The node: "this request for a new certificate is mine". Who has only stolen the TLS key cannot keep itself alive.
+pub fn renew_proof(key: &SigningKey, node: &NodeId, csr_der: &[u8]) -> [u8; SIGNATURE_BYTES] {
+    sign(key, RENEW_DOMAIN, &renew_message(node, csr_der))
+}
+
+pub fn verify_renew_proof(
+    key: &VerifyingKey,
+    node: &NodeId,
+    csr_der: &[u8],
+    proof: &[u8],
+) -> Result<(), PromiseError> {
+    if signature_holds(key, RENEW_DOMAIN, &renew_message(node, csr_der), proof) {
+        Ok(())
+    } else {
+        Err(PromiseError::Enrol)
+    }
+}
+
+fn renew_message(node: &NodeId, csr_der: &[u8]) -> Vec<u8> {
+    [&node.as_bytes()[..], &hash(&[csr_der])].concat()
 }
