@@ -16,7 +16,12 @@ pub struct Agent {
     server: Option<Server>,
     dir: PathBuf,
     config: PathBuf,
+    program: PathBuf,
+    log_filter: &'static str,
 }
+
+/// Secrets are looked for in its log, so it is to say much.
+const STORY_LOG: &str = "info,weir_agent=debug";
 
 impl Agent {
     /// Joined to `collector` and running. `rules` is appended to its configuration.
@@ -43,7 +48,19 @@ impl Agent {
                 dir.join("agent.sock").display(),
             ),
         )?;
-        Ok(Self { server: None, dir, config })
+        Ok(Self { server: None, dir, config, program: program("weir-agent")?, log_filter: STORY_LOG })
+    }
+
+    /// Another build of it.
+    pub fn built_as(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// Says as much as `filter` lets through.
+    pub fn logging(mut self, log_filter: &'static str) -> Self {
+        self.log_filter = log_filter;
+        self
     }
 
     pub fn join(&self, token: &str) -> anyhow::Result<()> {
@@ -52,7 +69,7 @@ impl Agent {
     }
 
     fn command(&self) -> anyhow::Result<Command> {
-        Ok(Command::new(program("weir-agent")?))
+        Ok(Command::new(&self.program))
     }
 
     /// Starts it again over the same state.
@@ -65,11 +82,7 @@ impl Agent {
     pub fn spawn(&mut self) -> anyhow::Result<()> {
         let server = Server::start(
             "weir-agent",
-            // Secrets are looked for in its log, so it is to say much.
-            self.command()?
-                .args(["run", "--config"])
-                .arg(&self.config)
-                .env("WEIR_LOG", "info,weir_agent=debug"),
+            self.command()?.args(["run", "--config"]).arg(&self.config).env("WEIR_LOG", self.log_filter),
             &self.dir.join("log"),
         )?;
         self.server = Some(server);

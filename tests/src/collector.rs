@@ -69,6 +69,10 @@ impl Collector {
             .wait_until("the collector listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
     }
 
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.server.as_ref().context("the collector is not running")?.pid().as_raw().cast_unsigned())
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.server.as_mut().is_some_and(Server::is_alive)
     }

@@ -2,7 +2,7 @@
 //! of its own, and nothing left behind.
 //!
 //! * [`site`]: one scratch place: folder, cgroups, pins, and the watchdog that removes them whatever happens
-//! * [`postgres`], [`echo`], [`peer`]: servers to talk to
+//! * [`postgres`], [`nginx`], [`echo`], [`peer`]: servers to talk to
 //! * [`collector`], [`agent`]: the programs under test
 //! * [`recorded`]: what the collector says about runs, sessions and exchanges
 //! * [`sealed`]: segments as they lie on disk, without any key
@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod collector;
 pub mod echo;
+pub mod nginx;
 pub mod peer;
 pub mod planted;
 pub mod postgres;
@@ -23,6 +24,7 @@ pub mod site;
 pub use agent::Agent;
 pub use collector::Collector;
 pub use echo::Echo;
+pub use nginx::Nginx;
 pub use peer::Peer;
 pub use postgres::Postgres;
 pub use site::Site;

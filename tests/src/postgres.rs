@@ -20,8 +20,26 @@ pub struct Postgres {
     pub port: u16,
 }
 
+/// How a cluster differs from another.
+pub struct Cluster<'a> {
+    /// How clients log in, as `initdb` names it.
+    pub login: &'a str,
+    /// Lines of its configuration.
+    pub settings: &'a str,
+}
+
+/// What the stories need: a password login, and every statement in its own log.
+const STORY: Cluster<'_> = Cluster {
+    login: "scram-sha-256",
+    settings: "max_connections = 200\nlog_statement = 'all'\nlog_line_prefix = '%m [%p] app=%a '\nshared_buffers = '32MB'\n",
+};
+
 impl Postgres {
     pub fn start(site: &Site, name: &str) -> anyhow::Result<Self> {
+        Self::start_as(site, name, &STORY)
+    }
+
+    pub fn start_as(site: &Site, name: &str, cluster: &Cluster<'_>) -> anyhow::Result<Self> {
         let user =
             nix::unistd::User::from_name("postgres")?.context("no user postgres: `cargo xtask setup`")?;
         let dir = site.folder(name)?;
@@ -34,16 +52,16 @@ impl Postgres {
         run(as_postgres(&bin.join("initdb"))
             .arg("-D")
             .arg(&data)
-            .args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--pwfile"])
+            .args(["-U", "postgres", "-A", cluster.login, "--no-sync", "-E", "UTF8", "--pwfile"])
             .arg(&password_file)
             .current_dir(&dir))?;
         let port = free_port()?;
         fs::write(
             data.join("postgresql.auto.conf"),
             format!(
-                "listen_addresses = '127.0.0.1,::1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n\
-                 max_connections = 200\nlog_statement = 'all'\nlog_line_prefix = '%m [%p] app=%a '\nshared_buffers = '32MB'\n",
-                dir.display()
+                "listen_addresses = '127.0.0.1,::1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n{}",
+                dir.display(),
+                cluster.settings
             ),
         )?;
         let mut server = Server::start(
@@ -56,6 +74,10 @@ impl Postgres {
             fs::read_to_string(&log).is_ok_and(|log| log.contains("ready to accept connections"))
         })?;
         Ok(Self { server: Some(server), dir, port })
+    }
+
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.server.as_ref().context("PostgreSQL is not running")?.pid().as_raw().cast_unsigned())
     }
 
     /// What a client needs in its environment to reach it by its own address.

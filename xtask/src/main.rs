@@ -1,13 +1,14 @@
 //! `cargo xtask`: the project's rituals. A person and CI run the same ones, so neither knows a step that the
 //! other lacks. Each module is one ritual or one thing that several of them stand on.
 
+mod bench;
 mod command;
-mod demo;
 mod dist;
 mod ebpf;
 mod host;
 mod lint;
 mod packages;
+mod programs;
 mod setup;
 mod steps;
 mod suite;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::packages::Use;
 use crate::setup::Wants;
 use crate::workspace::Workspace;
 
@@ -56,6 +58,14 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Run real clients' own test suites and heavy transfers, directly and governed, and compare; takes long
+    Clients {
+        #[command(flatten)]
+        install: InstallFlags,
+        /// `--help` says what there is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<String>,
+    },
     /// Build what is handed out: archives, Debian packages and checksums, in .build/dist
     Dist {
         #[command(flatten)]
@@ -63,6 +73,14 @@ enum Task {
         /// Only this target [default: x86_64 and aarch64, as far as this machine can]
         #[arg(long, value_name = "TRIPLE")]
         target: Option<String>,
+    },
+    /// What recording costs, as ratios to the same load without Weir; `bench -- --help` says more
+    Bench {
+        #[command(flatten)]
+        install: InstallFlags,
+        /// Given to the bench: --quick, --json, --only NAME, --with-collector ...; connections; soak --for 1h; ingest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<std::ffi::OsString>,
     },
     /// Formatting, clippy with warnings denied, and tidy
     Lint,
@@ -106,13 +124,16 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Test { setup, filter } => suite::run(&workspace, &setup.wants(), filter.as_deref()),
         Task::Demo { install, json, keep } => {
-            let wants = Wants { kernel: true, object: true, skip_packages: install.skip_packages };
             let flags = [("--json", json), ("--keep", keep)];
             let arguments: Vec<_> =
                 flags.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag.to_owned()).collect();
-            demo::run(&workspace, &wants, &arguments)
+            programs::run(&workspace, &install.program_wants(&[]), "weir-demo", &arguments)
+        }
+        Task::Clients { install, arguments } => {
+            programs::run(&workspace, &install.program_wants(&[Use::Clients]), "weir-clients", &arguments)
         }
         Task::Dist { install, target } => dist::run(&workspace, target.as_deref(), install.skip_packages),
+        Task::Bench { install, arguments } => bench::run(&workspace, &install.program_wants(&[]), &arguments),
         Task::Lint => lint::run(&workspace, ebpf::present(&workspace)),
         Task::Tidy => tidy::run(&workspace),
     }
@@ -120,6 +141,14 @@ fn run(task: Task) -> anyhow::Result<()> {
 
 impl SetupFlags {
     fn wants(&self) -> Wants {
-        Wants { kernel: !self.no_kernel, object: !self.no_kernel, skip_packages: self.install.skip_packages }
+        let InstallFlags { skip_packages } = self.install;
+        Wants { kernel: !self.no_kernel, object: !self.no_kernel, besides: &[], skip_packages }
+    }
+}
+
+impl InstallFlags {
+    /// What running the programs of weir-tests takes.
+    fn program_wants(&self, besides: &'static [Use]) -> Wants {
+        Wants { kernel: true, object: true, besides, skip_packages: self.skip_packages }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Use {
     Dist,
     /// The same for another processor than this machine's.
     Cross,
+    /// Real clients' own test suites.
+    Clients,
     /// The end-to-end tests and the demo: real servers and clients.
     Kernel,
 }
@@ -31,7 +33,7 @@ pub(crate) struct Package {
     pub used: Use,
 }
 
-pub(crate) const PACKAGES: [Package; 15] = [
+pub(crate) const PACKAGES: [Package; 19] = [
     // the C of aws-lc, zstd and SQLite; the C++ of LLVM's bindings
     Package { name: "build-essential", used: Use::Build },
     // a rustc with its own standard library's source: what rustup has only in nightly
@@ -52,8 +54,13 @@ pub(crate) const PACKAGES: [Package; 15] = [
     Package { name: "iproute2", used: Use::Kernel },
     // ordinary clients and servers, run as governed processes
     Package { name: "curl", used: Use::Kernel },
+    Package { name: "nginx", used: Use::Kernel },
     Package { name: "netcat-openbsd", used: Use::Kernel },
     Package { name: "python3", used: Use::Kernel },
+    Package { name: "python3-requests", used: Use::Kernel },
+    // the suites of real clients
+    Package { name: "git", used: Use::Clients },
+    Package { name: "python3-venv", used: Use::Clients },
 ];
 
 /// The names of the packages for any of these uses.

@@ -17,6 +17,8 @@ pub(crate) struct Wants {
     pub kernel: bool,
     /// The eBPF object. Without it the rest is built all the same, with an agent that cannot redirect.
     pub object: bool,
+    /// What this ritual needs besides.
+    pub besides: &'static [Use],
     pub skip_packages: bool,
 }
 
@@ -30,7 +32,7 @@ pub(crate) struct Ready {
 impl Wants {
     /// Building the eBPF object, not loading it.
     pub(crate) fn object(skip_packages: bool) -> Self {
-        Self { kernel: false, object: true, skip_packages }
+        Self { kernel: false, object: true, besides: &[], skip_packages }
     }
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn run(workspace: &Workspace, wants: &Wants) -> anyhow::Result<Ready>
         uses.push(Use::Linker);
     }
     uses.extend(wants.kernel.then_some(Use::Kernel));
+    uses.extend(wants.besides);
 
     steps.step("Debian packages", |progress| install_packages(workspace, wants, &facts, &uses, progress))?;
     let compiler = steps.step("eBPF compiler", |_| choose_compiler(wants))?;

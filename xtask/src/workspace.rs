@@ -58,6 +58,11 @@ impl Workspace {
         self.target.join("debug")
     }
 
+    /// Where cargo puts the programs of a release build.
+    pub(crate) fn release_bins(&self) -> PathBuf {
+        self.target.join("release")
+    }
+
     pub(crate) fn bpf_linker(&self) -> PathBuf {
         self.tools.join("bin/bpf-linker")
     }
