@@ -96,7 +96,6 @@ CREATE TABLE running (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO running SELECT g.session_id, e.ordinal, e.id FROM exchange_2 e JOIN segment_2 g ON g.id = e.segment
     WHERE e.duration_ns IS NULL ON CONFLICT DO NOTHING;
-CREATE INDEX running_by_exchange ON running (exchange);
 
 UPDATE segment_2 SET first_exchange = x.first, exchanges = x.count, asked_first_ns = x.asked_first, asked_last_ns = x.asked_last
 FROM (SELECT segment, min(id) AS first, count(*) AS count, min(asked_boot_ns) AS asked_first, max(asked_boot_ns) AS asked_last

@@ -204,7 +204,13 @@ impl Acceptance {
             return Ok(self.refuse(deciding, node, refusal));
         }
         let refusal = match chain.accept(segment) {
-            Ok(()) => return Ok(self.take(deciding, checked)),
+            Ok(()) => {
+                let before = match &checked.digest.protocol {
+                    Some((now, _)) => std::mem::replace(&mut row.protocol, now.clone()),
+                    None => row.protocol.clone(),
+                };
+                return Ok(self.take(deciding, checked, before));
+            }
             Err(ChainError::Seq { wanted, .. }) => {
                 let detail = format!("segment {wanted} comes first");
                 Refusal { wanted, ..Refusal::of(segment, Why::WantSeq, detail) }
@@ -240,6 +246,7 @@ impl Acceptance {
                         head: seal::NO_HASH,
                         closed: false,
                         expired_seq: 0,
+                        protocol: String::new(),
                     }
                 }
             };
@@ -298,7 +305,7 @@ impl Acceptance {
         Ok(Decided { node, answer: Ok(answer), segment: Some((session, seq)), promises: true })
     }
 
-    fn take(&self, deciding: &mut Deciding, checked: Checked) -> Decided {
+    fn take(&self, deciding: &mut Deciding, checked: Checked, protocol: String) -> Decided {
         let Checked { segment, signature, digest, session_key } = checked;
         let draft = segment.draft();
         let (node, session, seq) = (draft.node, draft.session, draft.seq);
@@ -324,6 +331,7 @@ impl Acceptance {
             received_ms,
             receipt: receipt.signature.to_vec(),
             session_key,
+            protocol,
             digest,
         });
         deciding.bytes += len;

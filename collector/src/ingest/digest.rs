@@ -1,7 +1,7 @@
 //! What a segment's events say, as far as the index is concerned. Pure. What a node seals is not trusted: every number
 //! that is added up later is bounded here, and what is kept of an event is never larger than the event.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use prost::Message;
@@ -18,6 +18,11 @@ const TIME_NS_MAX: u64 = 1 << 62;
 /// What the index keeps of what a conversation learned; the segment keeps all.
 const FACTS_MAX: usize = 64;
 const FACT_CHARS_MAX: usize = 256;
+/// Of a statement or an error, in an exchange's row. The segment has all of it, and full text more.
+pub const STATEMENT_ROW_BYTES_MAX: usize = 16 * 1024;
+const ERROR_ROW_BYTES_MAX: usize = 4 * 1024;
+/// Says that a rule only observed.
+const WOULD_DENY: &str = "would-deny";
 
 /// The node sealed something that is not a recording.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -35,6 +40,7 @@ pub enum Malformed {
 /// Reads a segment's plaintext.
 pub fn digest(draft: &Draft, plain: Bytes) -> Result<Digest, Malformed> {
     let mut digest = Digest::default();
+    let mut exchanges = Exchanges::default();
     let mut there = 0;
     for event in seal::events(plain) {
         let event = event?;
@@ -57,13 +63,7 @@ pub fn digest(draft: &Draft, plain: Bytes) -> Result<Digest, Malformed> {
             Kind::Facts(facts) => facts_into(&mut digest, facts),
             Kind::Asked(asked) => {
                 digest.exchanges = digest.exchanges.max(number("an exchange's ordinal", asked.exchange)?);
-                let running = v1::Finished {
-                    exchange: asked.exchange,
-                    operation: asked.operation,
-                    asked_at_ns: at,
-                    ..v1::Finished::default()
-                };
-                digest.rows.push(exchange(running, false)?);
+                exchanges.asked(asked.exchange, at, asked.operation.unwrap_or_default());
             }
             Kind::Judged(judged) if judged.exchange == 0 && !judged.allowed => {
                 digest.refused = Some((judged.rule, judged.reason));
@@ -80,7 +80,7 @@ pub fn digest(draft: &Draft, plain: Bytes) -> Result<Digest, Malformed> {
             Kind::Finished(finished) => {
                 digest.exchanges = digest.exchanges.max(number("an exchange's ordinal", finished.exchange)?);
                 digest.denied += u64::from(finished.outcome() == v1::Outcome::Denied);
-                digest.rows.push(exchange(finished, true)?);
+                exchanges.finished(finished, digest.protocol.as_ref())?;
             }
             Kind::Gap(gap) => digest.gaps.push((place, at, gap)),
             Kind::Closed(closed) => {
@@ -100,36 +100,128 @@ pub fn digest(draft: &Draft, plain: Bytes) -> Result<Digest, Malformed> {
     if digest.closed.is_some() && !draft.last {
         return Err(Malformed::Closed);
     }
-    // One that also finishes in this segment needs only its last row.
-    let finished: HashSet<u64> = digest.rows.iter().filter(|row| row.done).map(|row| row.ordinal).collect();
-    digest.rows.retain(|row| row.done || !finished.contains(&row.ordinal));
+    exchanges.still_running(digest.protocol.as_ref())?;
+    digest.rows = exchanges.rows;
+    digest.shapes = exchanges.shapes.all;
     Ok(digest)
 }
 
-/// As it goes into the index: encoded at once, for decoded messages are many times as large as their bytes.
-fn exchange(mut finished: v1::Finished, done: bool) -> Result<Exchange, Malformed> {
-    let asked_ns = time(finished.asked_at_ns)?;
-    let finished_ns = time(finished.finished_at_ns)?;
-    number("an exchange's bytes", finished.request_bytes.max(finished.response_bytes))?;
-    let operation = finished.operation.as_mut();
-    let (statement, verb) = match operation {
-        Some(operation) => (std::mem::take(&mut operation.text), operation.verb.clone()),
-        None => Default::default(),
-    };
-    Ok(Exchange {
-        ordinal: finished.exchange,
-        asked_ns,
-        duration_ns: if done { finished_ns.saturating_sub(asked_ns) } else { 0 },
-        done,
-        outcome: finished.outcome,
-        verb,
-        statement,
-        status: finished.status.clone(),
-        error: finished.error.clone(),
+/// The rows of a segment.
+#[derive(Default)]
+struct Exchanges {
+    rows: Vec<Exchange>,
+    /// Ordinal -> place in `rows`: told twice, the last counts.
+    places: HashMap<u64, usize>,
+    /// Asked here and not finished yet, encoded: decoded messages are many times as large as their bytes.
+    running: HashMap<u64, (u64, Vec<u8>)>,
+    shapes: Shapes,
+}
+
+impl Exchanges {
+    fn asked(&mut self, ordinal: u64, at_ns: u64, operation: v1::Operation) {
+        self.running.insert(ordinal, (at_ns, operation.encode_to_vec()));
+    }
+
+    fn finished(
+        &mut self,
+        finished: v1::Finished,
+        protocol: Option<&(String, String)>,
+    ) -> Result<(), Malformed> {
+        let carried = self.running.remove(&finished.exchange).is_none();
+        let asked_ns = time(finished.asked_at_ns)?;
+        let duration_ns = time(finished.finished_at_ns)?.saturating_sub(asked_ns);
+        let first_reply_ns = time(finished.first_reply_at_ns)?.saturating_sub(asked_ns);
+        let row = Exchange {
+            duration_ns: Some(duration_ns),
+            first_reply_ns,
+            carried,
+            protocol: protocol.map(|(name, _)| name.clone()),
+            ..Exchange::default()
+        };
+        self.push(row, finished)
+    }
+
+    fn still_running(&mut self, protocol: Option<&(String, String)>) -> Result<(), Malformed> {
+        let mut running: Vec<_> = std::mem::take(&mut self.running).into_iter().collect();
+        running.sort_unstable_by_key(|(ordinal, _)| *ordinal);
+        for (ordinal, (asked_at_ns, operation)) in running {
+            let operation = v1::Operation::decode(&operation[..]).ok();
+            let finished = v1::Finished { exchange: ordinal, operation, asked_at_ns, ..Default::default() };
+            let row = Exchange { protocol: protocol.map(|(name, _)| name.clone()), ..Exchange::default() };
+            self.push(row, finished)?;
+        }
+        Ok(())
+    }
+
+    /// Moves everything that has a column out of `finished`; what is left is the row's detail.
+    fn push(&mut self, mut row: Exchange, mut finished: v1::Finished) -> Result<(), Malformed> {
+        number("an exchange's bytes", finished.request_bytes.max(finished.response_bytes))?;
+        row.ordinal = std::mem::take(&mut finished.exchange);
+        row.asked_ns = std::mem::take(&mut finished.asked_at_ns);
+        row.outcome = std::mem::take(&mut finished.outcome);
+        row.would_deny = finished.tags.iter().any(|tag| tag == WOULD_DENY);
         // The server says how many: an absurd number is its own, and no reason to refuse what recorded it.
-        rows: finished.rows.min(NUMBER_MAX),
-        encoded: finished.encode_to_vec(),
-    })
+        row.rows = std::mem::take(&mut finished.rows).min(NUMBER_MAX);
+        row.request_bytes = std::mem::take(&mut finished.request_bytes);
+        row.response_bytes = std::mem::take(&mut finished.response_bytes);
+        row.rule = std::mem::take(&mut finished.rule);
+        row.status = std::mem::take(&mut finished.status);
+        row.error = std::mem::take(&mut finished.error);
+        cut(&mut row.error, ERROR_ROW_BYTES_MAX);
+        (finished.finished_at_ns, finished.first_reply_at_ns) = (0, 0);
+        let mut kind = String::new();
+        if let Some(mut operation) = finished.operation.take() {
+            row.verb = std::mem::take(&mut operation.verb);
+            row.statement = std::mem::take(&mut operation.text);
+            kind = std::mem::take(&mut operation.kind);
+            operation.text_truncated |= cut(&mut row.statement, STATEMENT_ROW_BYTES_MAX);
+            finished.operation = (operation != v1::Operation::default()).then_some(operation);
+        }
+        row.shape = self.shapes.of(kind, std::mem::take(&mut finished.columns));
+        row.detail = finished.encode_to_vec();
+        match self.places.get(&row.ordinal) {
+            Some(place) if self.rows[*place].duration_ns.is_none() || row.duration_ns.is_some() => {
+                self.rows[*place] = row;
+            }
+            Some(_) => {}
+            None => {
+                self.places.insert(row.ordinal, self.rows.len());
+                self.rows.push(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Kinds and columns: a session asks the same few things again and again.
+#[derive(Default)]
+struct Shapes {
+    all: Vec<Vec<u8>>,
+    known: HashMap<Vec<u8>, u32>,
+}
+
+impl Shapes {
+    fn of(&mut self, kind: String, columns: Vec<v1::Column>) -> u32 {
+        let operation = Some(v1::Operation { kind, ..Default::default() });
+        let shape = v1::Finished { operation, columns, ..Default::default() }.encode_to_vec();
+        if let Some(known) = self.known.get(&shape) {
+            return *known;
+        }
+        // Fewer than a segment has events.
+        let new = self.all.len() as u32;
+        self.all.push(shape.clone());
+        self.known.insert(shape, new);
+        new
+    }
+}
+
+/// Shortens to at most so many bytes, at the end of a character; answers whether it did.
+fn cut(text: &mut String, bytes_max: usize) -> bool {
+    if text.len() <= bytes_max {
+        return false;
+    }
+    text.truncate(text.floor_char_boundary(bytes_max));
+    true
 }
 
 fn facts_into(digest: &mut Digest, facts: v1::Facts) {
@@ -139,11 +231,11 @@ fn facts_into(digest: &mut Digest, facts: v1::Facts) {
     if facts.coverage() != v1::Coverage::Unspecified {
         digest.coverage = Some((facts.coverage, facts.reason.clone()));
     }
-    let cut = |text: String| text.chars().take(FACT_CHARS_MAX).collect::<String>();
+    let short = |text: String| text.chars().take(FACT_CHARS_MAX).collect::<String>();
     for (key, value) in facts.values {
-        let key = cut(key);
+        let key = short(key);
         if digest.facts.len() < FACTS_MAX || digest.facts.contains_key(&key) {
-            digest.facts.insert(key, cut(value));
+            digest.facts.insert(key, short(value));
         }
     }
 }

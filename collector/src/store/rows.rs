@@ -46,6 +46,8 @@ pub struct ChainRow {
     pub closed: bool,
     /// Segments below were deleted by retention.
     pub expired_seq: u64,
+    /// Of the session, at the end of its last segment.
+    pub protocol: String,
 }
 
 /// A segment that is held, with the receipt given for it.
@@ -79,6 +81,8 @@ pub struct Accepted {
     pub receipt: Vec<u8>,
     /// The session's key under this collector's key-encryption key.
     pub session_key: Vec<u8>,
+    /// Of the session, before this segment.
+    pub protocol: String,
     pub digest: Digest,
 }
 
@@ -90,6 +94,8 @@ pub struct Digest {
     pub coverage: Option<(i32, String)>,
     pub facts: std::collections::BTreeMap<String, String>,
     pub rows: Vec<Exchange>,
+    /// What the exchanges of a segment have in common: each an encoded `Finished` with its kind and columns alone.
+    pub shapes: Vec<Vec<u8>>,
     /// (place of the event in the segment, at, gap)
     pub gaps: Vec<(u32, u64, v1::Gap)>,
     /// The connection itself was refused by this rule, for this reason.
@@ -106,17 +112,28 @@ pub struct Digest {
 pub struct Exchange {
     pub ordinal: u64,
     pub asked_ns: u64,
-    /// 0 while it runs.
-    pub duration_ns: u64,
-    pub done: bool,
+    /// `None` while it runs.
+    pub duration_ns: Option<u64>,
+    /// After it was asked; 0 = none.
+    pub first_reply_ns: u64,
+    /// An earlier segment told of it already.
+    pub carried: bool,
     pub outcome: i32,
+    pub would_deny: bool,
+    pub rows: u64,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    /// Which of [`Digest::shapes`].
+    pub shape: u32,
+    /// Of the session when it ended; `None`: as before this segment.
+    pub protocol: Option<String>,
+    pub rule: String,
     pub verb: String,
-    pub statement: String,
     pub status: String,
     pub error: String,
-    pub rows: u64,
-    /// `Finished` without the statement.
-    pub encoded: Vec<u8>,
+    pub statement: String,
+    /// Encoded `Finished` with what is nowhere else in the row; empty: nothing.
+    pub detail: Vec<u8>,
 }
 
 /// Node log entries that continue what the index holds.
@@ -171,6 +188,36 @@ pub struct NewBundle {
     pub key: String,
     pub bytes: u64,
     pub created_ms: i64,
+}
+
+/// How far full text has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextProgress {
+    /// Segments below are in.
+    pub next_segment: i64,
+    /// When the first segment that is not in was received; `None`: all are in.
+    pub waiting_since_ms: Option<i64>,
+}
+
+/// A segment whose text is to be indexed.
+#[derive(Clone, Debug)]
+pub struct TextSegment {
+    pub id: i64,
+    pub stored: StoredSegment,
+    /// Of the session, at the end of this segment.
+    pub protocol: String,
+    /// Its exchanges: ordinal -> row.
+    pub exchanges: std::collections::HashMap<u64, i64>,
+}
+
+/// What is searched of one exchange.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ExchangeText {
+    pub exchange: i64,
+    /// Statement or URL, and parameters.
+    pub asked: String,
+    pub error: String,
+    pub body: String,
 }
 
 /// Where to read one segment, and what else was kept of it.

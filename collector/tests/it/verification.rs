@@ -101,7 +101,7 @@ pub(crate) async fn proof(collector: &Collector, run: RunId) -> Vec<v1::ProofIte
 
 const SESSION_GONE: &[&str] = &[
     "DELETE FROM segment WHERE session_id = SECOND",
-    "DELETE FROM exchange WHERE session_id = SECOND",
+    "DELETE FROM exchange WHERE segment NOT IN (SELECT id FROM segment)",
     "DELETE FROM session_key WHERE session_id = SECOND",
     "DELETE FROM session WHERE id = SECOND",
 ];

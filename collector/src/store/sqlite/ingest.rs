@@ -1,12 +1,17 @@
 //! The transaction of ingest: all of a batch, or nothing of it.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use prost::Message;
 use sqlx::{Acquire, Row, Sqlite, Transaction};
 use weir_proto::{NodeId, RunId, SessionId, v1};
 
+use super::rows::Insert;
 use super::{SqliteIndex, fixed, int, uint};
 use crate::store::StoreError;
-use crate::store::rows::{Accepted, AcceptedEntries, Alert, Batch, ChainRow, HeldRow, Untaken, unix_ns};
+use crate::store::rows::{
+    Accepted, AcceptedEntries, Alert, Batch, ChainRow, Exchange, HeldRow, Untaken, unix_ns,
+};
 
 /// Alert rows kept per node and kind. More are only counted: a hostile node must neither fill the disk with them, nor hide
 /// a rare kind behind a common one.
@@ -15,12 +20,15 @@ const ALERTS_OF_A_KIND_MAX: i64 = 200;
 const FACTS_CHARS_MAX: i64 = 16 * 1024;
 const LABELS_PER_RUN_MAX: i64 = 64;
 const LABEL_CHARS_MAX: usize = 256;
+/// Most rows have this rule: it is kept as NULL.
+pub(super) const DEFAULT_RULE: &str = "default";
+const HOUR_NS: i64 = 3_600_000_000_000;
 
 impl SqliteIndex {
     /// Where a session's chain stands, `None` before its first segment.
     pub async fn session_chain(&self, session: &SessionId) -> Result<Option<ChainRow>, StoreError> {
         let row = sqlx::query(
-            "SELECT node_id, run_id, next_seq, head_hash, closed, expired_seq FROM session WHERE id = ?",
+            "SELECT node_id, run_id, next_seq, head_hash, closed, expired_seq, protocol FROM session WHERE id = ?",
         )
         .bind(&session.as_bytes()[..])
         .fetch_optional(&self.readers)
@@ -33,6 +41,7 @@ impl SqliteIndex {
                 head: fixed(&row, "head_hash")?,
                 closed: row.try_get("closed")?,
                 expired_seq: uint(&row, "expired_seq")?,
+                protocol: row.try_get("protocol")?,
             })
         })
         .transpose()
@@ -89,13 +98,13 @@ impl SqliteIndex {
                 .execute(&mut *tx)
                 .await?
                 .last_insert_rowid();
-            for segment in &batch.segments {
-                if !singly {
-                    segment_insert(&mut tx, segment, id).await?;
-                    continue;
-                }
+            if !singly {
+                let segments: Vec<_> = batch.segments.iter().collect();
+                segments_insert(&mut tx, &segments, id).await?;
+            }
+            for segment in batch.segments.iter().filter(|_| singly) {
                 let mut point = tx.begin().await?;
-                let done = segment_insert(&mut point, segment, id).await;
+                let done = segments_insert(&mut point, &[segment], id).await;
                 let (session, seq) = (segment.session, segment.seq);
                 match done {
                     Ok(()) => point.commit().await?,
@@ -137,45 +146,260 @@ fn is_of_the_row(error: &sqlx::Error) -> bool {
 
 type Tx<'c> = Transaction<'c, Sqlite>;
 
-async fn segment_insert(tx: &mut Tx<'_>, segment: &Accepted, bundle: i64) -> Result<(), StoreError> {
-    if let Some(opened) = &segment.digest.opened {
-        run_upsert(tx, segment, opened).await?;
-        session_insert(tx, segment, opened).await?;
+static SEGMENTS: Insert = Insert::new(
+    "INSERT INTO segment (id, session_id, seq, run_id, principal, protocol, bundle, at, len, hash, prev_hash, signature, \
+     generation, first_boot_ns, last_boot_ns, wall_unix_ns, wall_boot_ns, events, received_ms, receipt, first_exchange, \
+     exchanges, asked_first_ns, asked_last_ns, shapes) VALUES",
+    25,
+    "",
+);
+static SESSION_KEYS: Insert = Insert::new(
+    "INSERT INTO session_key (session_id, generation, wrapped) VALUES",
+    3,
+    " ON CONFLICT DO NOTHING",
+);
+static EXCHANGES: Insert = Insert::new(
+    "INSERT INTO exchange (id, segment, ordinal, asked_boot_ns, duration_ns, first_reply_ns, outcome, would_deny, rows, \
+     request_bytes, response_bytes, shape, protocol, rule, verb, status, error, statement, detail) VALUES",
+    19,
+    "",
+);
+
+/// A segment with the ids of its rows.
+struct Placed<'b> {
+    segment: &'b Accepted,
+    id: i64,
+    first_exchange: i64,
+    principal: String,
+    protocol: &'b str,
+}
+
+/// An exchange with its own.
+struct Numbered<'b> {
+    id: i64,
+    segment: i64,
+    /// `None`: as the segment's.
+    protocol: Option<&'b str>,
+    exchange: &'b Exchange,
+}
+
+async fn segments_insert(tx: &mut Tx<'_>, segments: &[&Accepted], bundle: i64) -> Result<(), StoreError> {
+    for segment in segments {
+        if let Some(opened) = &segment.digest.opened {
+            run_upsert(tx, segment, opened).await?;
+            session_insert(tx, segment, opened).await?;
+        }
+        session_advance(tx, segment).await?;
     }
-    session_advance(tx, segment).await?;
-    sqlx::query(
-        "INSERT INTO segment (session_id, seq, bundle, at, len, hash, prev_hash, signature, generation, first_boot_ns, \
-         last_boot_ns, wall_unix_ns, wall_boot_ns, events, received_ms, receipt) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(&segment.session.as_bytes()[..])
-    .bind(int(segment.seq))
-    .bind(bundle)
-    .bind(int(segment.at))
-    .bind(int(segment.len))
-    .bind(&segment.hash[..])
-    .bind(&segment.prev_hash[..])
-    .bind(&segment.signature[..])
-    .bind(&segment.generation.as_bytes()[..])
-    .bind(int(segment.first_boot_ns))
-    .bind(int(segment.last_boot_ns))
-    .bind(segment.wall.unix_ns)
-    .bind(int(segment.wall.boot_ns))
-    .bind(i64::from(segment.events))
-    .bind(segment.received_ms)
-    .bind(&segment.receipt[..])
-    .execute(&mut **tx)
-    .await?;
-    sqlx::query(
-        "INSERT INTO session_key (session_id, generation, wrapped) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-    )
-    .bind(&segment.session.as_bytes()[..])
-    .bind(&segment.generation.as_bytes()[..])
-    .bind(&segment.session_key[..])
-    .execute(&mut **tx)
-    .await?;
-    exchanges_upsert(tx, segment).await?;
-    gaps_insert(tx, segment).await
+    let principals = runs_advance(tx, segments).await?;
+    let placed = place(tx, segments, &principals).await?;
+    SEGMENTS
+        .all(tx, &placed, |query, placed| {
+            let segment = placed.segment;
+            let asked = || segment.digest.rows.iter().map(|row| row.asked_ns);
+            query
+                .bind(placed.id)
+                .bind(segment.session.as_bytes().to_vec())
+                .bind(int(segment.seq))
+                .bind(segment.run.as_bytes().to_vec())
+                .bind(placed.principal.clone())
+                .bind(placed.protocol.to_owned())
+                .bind(bundle)
+                .bind(int(segment.at))
+                .bind(int(segment.len))
+                .bind(segment.hash.to_vec())
+                .bind(segment.prev_hash.to_vec())
+                .bind(segment.signature.to_vec())
+                .bind(segment.generation.as_bytes().to_vec())
+                .bind(int(segment.first_boot_ns))
+                .bind(int(segment.last_boot_ns))
+                .bind(segment.wall.unix_ns)
+                .bind(int(segment.wall.boot_ns))
+                .bind(i64::from(segment.events))
+                .bind(segment.received_ms)
+                .bind(segment.receipt.clone())
+                .bind(placed.first_exchange)
+                .bind(segment.digest.rows.len() as i64)
+                .bind(int(asked().min().unwrap_or(0)))
+                .bind(int(asked().max().unwrap_or(0)))
+                .bind(shapes(segment))
+        })
+        .await?;
+    let mut seen = HashSet::new();
+    let mut keys = segments.to_vec();
+    keys.retain(|segment| seen.insert((segment.session, segment.generation)));
+    SESSION_KEYS
+        .all(tx, &keys, |query, segment| {
+            query
+                .bind(segment.session.as_bytes().to_vec())
+                .bind(segment.generation.as_bytes().to_vec())
+                .bind(segment.session_key.clone())
+        })
+        .await?;
+    exchanges_insert(tx, &placed).await?;
+    asked_hours(tx, &placed).await?;
+    for segment in segments {
+        gaps_insert(tx, segment).await?;
+    }
+    Ok(())
+}
+
+/// Gives ids to the segments and to room for their exchanges, in this order.
+async fn place<'b>(
+    tx: &mut Tx<'_>,
+    segments: &[&'b Accepted],
+    principals: &HashMap<RunId, String>,
+) -> Result<Vec<Placed<'b>>, StoreError> {
+    let next: HashMap<String, i64> =
+        sqlx::query_as("SELECT name, next FROM counter").fetch_all(&mut **tx).await?.into_iter().collect();
+    let damaged = StoreError::Damaged("counter");
+    let (Some(mut segment_id), Some(mut exchange_id)) =
+        (next.get("segment").copied(), next.get("exchange").copied())
+    else {
+        return Err(damaged);
+    };
+    let mut placed = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let digest = &segment.digest;
+        placed.push(Placed {
+            segment,
+            id: segment_id,
+            first_exchange: exchange_id,
+            principal: principals.get(&segment.run).cloned().unwrap_or_default(),
+            protocol: digest.protocol.as_ref().map_or(&segment.protocol, |(name, _)| name),
+        });
+        segment_id += 1;
+        exchange_id += digest.rows.len() as i64;
+    }
+    sqlx::query("UPDATE counter SET next = CASE name WHEN 'segment' THEN ? ELSE ? END")
+        .bind(segment_id)
+        .bind(exchange_id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(placed)
+}
+
+fn shapes(segment: &Accepted) -> Vec<u8> {
+    let mut all = Vec::new();
+    for shape in &segment.digest.shapes {
+        // Into a vector there is always room.
+        let _ = prost::encode_length_delimiter(shape.len(), &mut all);
+        all.extend_from_slice(shape);
+    }
+    all
+}
+
+/// Moves the runs' time, and answers whose they are.
+async fn runs_advance(tx: &mut Tx<'_>, segments: &[&Accepted]) -> Result<HashMap<RunId, String>, StoreError> {
+    let mut lasts: HashMap<RunId, i64> = HashMap::new();
+    for segment in segments {
+        let last = lasts.entry(segment.run).or_insert(i64::MIN);
+        *last = (*last).max(unix_ns(&segment.wall, segment.last_boot_ns));
+    }
+    let mut principals = HashMap::with_capacity(lasts.len());
+    for (run, last) in lasts {
+        let principal: Option<String> = sqlx::query_scalar(
+            "UPDATE run SET last_unix_ns = MAX(last_unix_ns, ?) WHERE id = ? RETURNING principal_subject",
+        )
+        .bind(last)
+        .bind(run.as_bytes().to_vec())
+        .fetch_optional(&mut **tx)
+        .await?;
+        principals.insert(run, principal.unwrap_or_default());
+    }
+    Ok(principals)
+}
+
+async fn exchanges_insert(tx: &mut Tx<'_>, placed: &[Placed<'_>]) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(placed.iter().map(|placed| placed.segment.digest.rows.len()).sum());
+    for placed in placed {
+        let before = &placed.segment.protocol;
+        for (id, exchange) in (placed.first_exchange..).zip(&placed.segment.digest.rows) {
+            let told = exchange.protocol.as_deref().or((!before.is_empty()).then_some(before));
+            let protocol = told.filter(|told| *told != placed.protocol);
+            rows.push(Numbered { id, segment: placed.id, protocol, exchange });
+            if exchange.carried || exchange.duration_ns.is_none() {
+                running_move(tx, placed.segment, exchange, id).await?;
+            }
+        }
+    }
+    EXCHANGES
+        .all(tx, &rows, |query, row| {
+            let exchange = row.exchange;
+            query
+                .bind(row.id)
+                .bind(row.segment)
+                .bind(int(exchange.ordinal))
+                .bind(int(exchange.asked_ns))
+                .bind(exchange.duration_ns.map(int))
+                .bind(int(exchange.first_reply_ns))
+                .bind(exchange.outcome)
+                .bind(exchange.would_deny)
+                .bind(int(exchange.rows))
+                .bind(int(exchange.request_bytes))
+                .bind(int(exchange.response_bytes))
+                .bind(i64::from(exchange.shape))
+                .bind(row.protocol.map(str::to_owned))
+                .bind((exchange.rule != DEFAULT_RULE).then(|| exchange.rule.clone()))
+                .bind(exchange.verb.clone())
+                .bind(exchange.status.clone())
+                .bind(exchange.error.clone())
+                .bind(exchange.statement.clone())
+                .bind((!exchange.detail.is_empty()).then(|| exchange.detail.clone()))
+        })
+        .await?;
+    Ok(())
+}
+
+/// The row of an exchange that an earlier segment told of goes; where it still runs, this one is remembered.
+async fn running_move(
+    tx: &mut Tx<'_>,
+    segment: &Accepted,
+    exchange: &Exchange,
+    id: i64,
+) -> Result<(), StoreError> {
+    let before: Option<i64> =
+        sqlx::query_scalar("DELETE FROM running WHERE session_id = ? AND ordinal = ? RETURNING exchange")
+            .bind(segment.session.as_bytes().to_vec())
+            .bind(int(exchange.ordinal))
+            .fetch_optional(&mut **tx)
+            .await?;
+    if let Some(before) = before {
+        sqlx::query("DELETE FROM exchange WHERE id = ?").bind(before).execute(&mut **tx).await?;
+    }
+    if exchange.duration_ns.is_none() {
+        sqlx::query("INSERT INTO running (session_id, ordinal, exchange) VALUES (?, ?, ?)")
+            .bind(segment.session.as_bytes().to_vec())
+            .bind(int(exchange.ordinal))
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Notes the hours in which these segments' exchanges were asked.
+async fn asked_hours(tx: &mut Tx<'_>, placed: &[Placed<'_>]) -> Result<(), StoreError> {
+    let mut hours: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
+    for placed in placed {
+        for row in &placed.segment.digest.rows {
+            let hour = unix_ns(&placed.segment.wall, row.asked_ns).div_euclid(HOUR_NS);
+            let (first, last) = hours.entry(hour).or_insert((placed.id, placed.id));
+            (*first, *last) = ((*first).min(placed.id), (*last).max(placed.id));
+        }
+    }
+    for (hour, (first, last)) in hours {
+        sqlx::query(
+            "INSERT INTO asked_hour (hour, first_segment, last_segment) VALUES (?, ?, ?) ON CONFLICT (hour) DO UPDATE SET \
+             first_segment = MIN(first_segment, excluded.first_segment), last_segment = MAX(last_segment, excluded.last_segment)",
+        )
+        .bind(hour)
+        .bind(first)
+        .bind(last)
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
 }
 
 async fn run_upsert(tx: &mut Tx<'_>, segment: &Accepted, opened: &v1::Opened) -> Result<(), StoreError> {
@@ -292,53 +516,6 @@ async fn session_advance(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), Stor
     .rows_affected();
     if changed != 1 {
         return Err(StoreError::Conflict);
-    }
-    sqlx::query("UPDATE run SET last_unix_ns = MAX(last_unix_ns, ?) WHERE id = ?")
-        .bind(unix_ns(&segment.wall, segment.last_boot_ns))
-        .bind(&segment.run.as_bytes()[..])
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
-async fn exchanges_upsert(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), StoreError> {
-    if segment.digest.rows.is_empty() {
-        return Ok(());
-    }
-    let row = sqlx::query("SELECT protocol, target FROM session WHERE id = ?")
-        .bind(&segment.session.as_bytes()[..])
-        .fetch_one(&mut **tx)
-        .await?;
-    let (protocol, target): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    for exchange in &segment.digest.rows {
-        sqlx::query(
-            "INSERT INTO exchange (session_id, ordinal, run_id, node_id, protocol, target, verb, statement, error, \
-             asked_boot_ns, asked_unix_ns, done, outcome, status, rows, duration_ns, finished) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-             ON CONFLICT (session_id, ordinal) DO UPDATE SET verb = excluded.verb, statement = excluded.statement, \
-             error = excluded.error, asked_boot_ns = excluded.asked_boot_ns, asked_unix_ns = excluded.asked_unix_ns, \
-             done = excluded.done, outcome = excluded.outcome, status = excluded.status, rows = excluded.rows, \
-             duration_ns = excluded.duration_ns, finished = excluded.finished WHERE excluded.done >= exchange.done",
-        )
-        .bind(&segment.session.as_bytes()[..])
-        .bind(int(exchange.ordinal))
-        .bind(&segment.run.as_bytes()[..])
-        .bind(&segment.node.as_bytes()[..])
-        .bind(&protocol)
-        .bind(&target)
-        .bind(&exchange.verb)
-        .bind(&exchange.statement)
-        .bind(&exchange.error)
-        .bind(int(exchange.asked_ns))
-        .bind(unix_ns(&segment.wall, exchange.asked_ns))
-        .bind(exchange.done)
-        .bind(exchange.outcome)
-        .bind(&exchange.status)
-        .bind(int(exchange.rows))
-        .bind(int(exchange.duration_ns))
-        .bind(&exchange.encoded)
-        .execute(&mut **tx)
-        .await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The index in one SQLite file: WAL, `synchronous = FULL`, one writer, several readers.
 //!
-//! * [`ingest`]: the transaction that commits a batch of segments
+//! * [`ingest`]: the transaction that commits a batch of segments; [`rows`]: many rows by one statement
+//! * [`exchanges`]: exchanges, read back out of their small rows
 //! * [`nodes`]: nodes, their enrolment, wraps and keys
 //! * [`access`]: credentials, join tokens, the access log, alerts
 //! * [`reads`]: what people ask for
@@ -8,10 +9,12 @@
 //! * [`retention`]: what deletes
 
 mod access;
+mod exchanges;
 mod ingest;
 mod nodes;
 mod reads;
 mod retention;
+mod rows;
 mod stored;
 
 use std::path::Path;
@@ -30,8 +33,10 @@ pub use access::AccessEntry;
 pub use reads::{BadCursor, ReadError, RunFilter, SessionFilter, Subject, coverage_name};
 
 /// (version, name, SQL), in order. A released migration is never edited: a new one is added.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "recordings", include_str!("../../../migrations/sqlite/0001_recordings.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "recordings", include_str!("../../../migrations/sqlite/0001_recordings.sql")),
+    (2, "exchange rows", include_str!("../../../migrations/sqlite/0002_exchange_rows.sql")),
+];
 const READERS: u32 = 4;
 /// How long a writer waits for another process (`weir-collector token`) to finish its transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -71,14 +71,14 @@ pub(super) fn page_rows(page: &v1::Page) -> u64 {
 }
 
 /// `number:hexid[:number]`
-struct Cursor {
-    time: i64,
-    id: Vec<u8>,
-    ordinal: i64,
+pub(super) struct Cursor {
+    pub(super) time: i64,
+    pub(super) id: Vec<u8>,
+    pub(super) ordinal: i64,
 }
 
 impl Cursor {
-    fn parse(text: &str) -> Result<Option<Self>, BadCursor> {
+    pub(super) fn parse(text: &str) -> Result<Option<Self>, BadCursor> {
         if text.is_empty() {
             return Ok(None);
         }
@@ -90,7 +90,7 @@ impl Cursor {
         Ok(Some(Self { time, id, ordinal }))
     }
 
-    fn show(time: i64, id: &[u8], ordinal: i64) -> String {
+    pub(super) fn show(time: i64, id: &[u8], ordinal: i64) -> String {
         format!("{time}:{}:{ordinal}", hex::encode(id))
     }
 }
@@ -198,35 +198,6 @@ impl SqliteIndex {
             _ => String::new(),
         };
         Ok(v1::SessionsResponse { sessions, next_cursor })
-    }
-
-    /// In order of time.
-    pub async fn exchange_list(
-        &self,
-        subject: Subject,
-        page: &v1::Page,
-    ) -> Result<v1::ExchangesResponse, ReadError> {
-        let rows = page_rows(page);
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT e.*, s.origin_ip, s.origin_port, s.node_number FROM exchange e JOIN session s ON s.id = e.session_id WHERE ",
-        );
-        push_subject(&mut query, subject, "e");
-        if let Some(cursor) = Cursor::parse(&page.cursor)? {
-            query.push(" AND (e.asked_boot_ns, e.session_id, e.ordinal) > (").push_bind(cursor.time);
-            query.push(", ").push_bind(cursor.id).push(", ").push_bind(cursor.ordinal).push(")");
-        }
-        query.push(" ORDER BY e.asked_boot_ns, e.session_id, e.ordinal LIMIT ").push_bind(int(rows));
-        let found = query.build().fetch_all(&self.readers).await?;
-        let exchanges = found.iter().map(exchange_row).collect::<Result<Vec<_>, _>>()?;
-        let next_cursor = match found.last() {
-            Some(last) if found.len() as u64 == rows => Cursor::show(
-                last.try_get("asked_boot_ns")?,
-                &fixed::<16>(last, "session_id")?,
-                last.try_get("ordinal")?,
-            ),
-            _ => String::new(),
-        };
-        Ok(v1::ExchangesResponse { exchanges, next_cursor })
     }
 
     /// In order of time.
@@ -339,6 +310,7 @@ impl SqliteIndex {
                 alerts: uint(row, "alerts")?,
                 clock_synchronized: row.try_get("clock_synchronized")?,
                 signing_key: row.try_get::<Vec<u8>, _>("signing_key")?.into(),
+                ..Default::default()
             });
         }
         let next_cursor = match found.last() {
@@ -433,30 +405,14 @@ fn session_row(row: &SqliteRow) -> Result<v1::SessionSummary, StoreError> {
     })
 }
 
-fn exchange_row(row: &SqliteRow) -> Result<v1::ExchangeSummary, StoreError> {
-    let mut finished: v1::Finished = decode(row, "finished")?;
-    finished.operation.get_or_insert_default().text = row.try_get("statement")?;
-    Ok(v1::ExchangeSummary {
-        session_id: SessionId::from_bytes(fixed(row, "session_id")?).to_field(),
-        ordinal: uint(row, "ordinal")?,
-        protocol: row.try_get("protocol")?,
-        origin: Some(origin(row)?),
-        target: row.try_get("target")?,
-        finished: Some(finished),
-        asked_unix_ns: row.try_get("asked_unix_ns")?,
-        duration_ns: uint(row, "duration_ns")?,
-        node_number: uint(row, "node_number")?,
-    })
-}
-
-fn origin(row: &SqliteRow) -> Result<v1::Address, StoreError> {
+pub(super) fn origin(row: &SqliteRow) -> Result<v1::Address, StoreError> {
     Ok(v1::Address {
         ip: row.try_get("origin_ip")?,
         port: u32::try_from(row.try_get::<i64, _>("origin_port")?).unwrap_or(0),
     })
 }
 
-fn decode<M: Message + Default>(row: &SqliteRow, column: &'static str) -> Result<M, StoreError> {
+pub(super) fn decode<M: Message + Default>(row: &SqliteRow, column: &'static str) -> Result<M, StoreError> {
     let bytes: &[u8] = row.try_get(column)?;
     M::decode(bytes).map_err(|_| StoreError::Damaged(column))
 }

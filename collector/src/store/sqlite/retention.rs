@@ -37,7 +37,7 @@ impl SqliteIndex {
             let id = &session.as_bytes()[..];
             // Only as far as all is old: a clock that was ahead for a while leaves old times behind young ones.
             let row = sqlx::query(
-                "SELECT max(seq) + 1 AS upto, max(last_boot_ns) AS last_ns FROM segment WHERE session_id = ?1 AND seq < \
+                "SELECT max(seq) + 1 AS upto FROM segment WHERE session_id = ?1 AND seq < \
                  COALESCE((SELECT min(seq) FROM segment WHERE session_id = ?1 AND received_ms >= ?2), 9223372036854775807)",
             )
             .bind(id)
@@ -45,7 +45,20 @@ impl SqliteIndex {
             .fetch_one(&mut *tx)
             .await?;
             let upto: i64 = row.try_get("upto")?;
-            let last_ns: i64 = row.try_get("last_ns")?;
+            sqlx::query(
+                "DELETE FROM exchange WHERE id IN (SELECT e.id FROM segment g JOIN exchange e \
+                 ON e.id >= g.first_exchange AND e.id < g.first_exchange + g.exchanges WHERE g.session_id = ? AND g.seq < ?)",
+            )
+            .bind(id)
+            .bind(upto)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "DELETE FROM running WHERE session_id = ? AND NOT EXISTS (SELECT 1 FROM exchange e WHERE e.id = running.exchange)",
+            )
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
             done.segments += sqlx::query("DELETE FROM segment WHERE session_id = ? AND seq < ?")
                 .bind(id)
                 .bind(upto)
@@ -55,11 +68,6 @@ impl SqliteIndex {
             sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?")
                 .bind(id)
                 .bind(upto)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query("DELETE FROM exchange WHERE session_id = ? AND asked_boot_ns <= ?")
-                .bind(id)
-                .bind(last_ns)
                 .execute(&mut *tx)
                 .await?;
             sqlx::query(
@@ -82,6 +90,11 @@ impl SqliteIndex {
         }
         if done.sessions > 0 {
             runs_forget(&mut tx).await?;
+            sqlx::query(
+                "DELETE FROM asked_hour WHERE last_segment < COALESCE((SELECT min(id) FROM segment), 9223372036854775807)",
+            )
+            .execute(&mut *tx)
+            .await?;
         }
         tx.commit().await?;
         Ok(done)
