@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::Rules;
-use crate::policy::targets::{Fallback, Target};
+use crate::policy::targets::{Fallback, Mode, Target};
 use crate::selection::Select;
 
 /// Where the configuration is looked for.
@@ -30,6 +30,7 @@ pub(crate) struct Config {
     pub(crate) journal_mib: u64,
     pub(crate) spool_mib: u64,
     pub(crate) default: Fallback,
+    pub(crate) mode: Mode,
     pub(crate) target: Vec<Target>,
     pub(crate) select: Vec<Select>,
 }
@@ -122,6 +123,13 @@ const OPTIONS: &[Opt] = &[
         example: "default = \"deny\"",
     },
     Opt {
+        name: "mode",
+        kind: "\"enforce\" or \"observe\"",
+        default: "\"enforce\"",
+        doc: "What holds for rules that do not say. `observe` refuses nothing: what a rule would have refused is recorded (`would-deny`) and counted by rule. See [policy](policy.md).",
+        example: "mode = \"observe\"",
+    },
+    Opt {
         name: "target",
         kind: "array of tables",
         default: "[]",
@@ -132,8 +140,8 @@ const OPTIONS: &[Opt] = &[
         name: "select",
         kind: "array of tables",
         default: "[]",
-        doc: "Processes to govern without an `exec`: `name`; `cgroup` (a path inside `scope`: it and all below it form one run); `labels`.",
-        example: "[[select]]\nname = \"ci\"\ncgroup = \"/weir/ci-runner.service\"\nlabels = { team = \"platform\" }",
+        doc: "Processes inside `scope` to govern without an `exec`. A rule has a `name` and conditions, of which all must hold; of a list, any entry: `cgroup` (a path inside `scope`: it and all below it), `containers` (ids, or their first 8 or more digits), `users` (names or uids), `executables` (paths; `*` and `?` within one component, `**` across), `executable_sha256`. The first rule that fits decides. `govern` = false leaves alone what it matches. `labels` and `principal` are given to its runs. What cannot be told about a process is taken to fit. See [selection](selection.md).",
+        example: "[[select]]\nname = \"ci\"\ncgroup = \"/weir/ci-runner.service\"\nlabels = { team = \"platform\" }\n\n[[select]]\nname = \"claude\"\nexecutables = [\"/usr/local/bin/claude\", \"/opt/**/claude\"]\nusers = [1000]\nprincipal = \"claude-code\"",
     },
 ];
 
@@ -151,6 +159,7 @@ impl Default for Config {
             journal_mib: 64,
             spool_mib: 4096,
             default: Fallback::Allow,
+            mode: Mode::Enforce,
             target: Vec::new(),
             select: Vec::new(),
         }
@@ -201,13 +210,13 @@ impl Config {
         if self.spool_mib == 0 {
             return wrong("spool_mib", "must be at least 1");
         }
-        let scope = self.scope.trim_end_matches('/');
+        let mut rule_names = std::collections::BTreeSet::new();
         for rule in &self.select {
-            if !(rule.cgroup.clone() + "/").starts_with(&format!("{scope}/")) {
-                return wrong(
-                    "select",
-                    &format!("{:?} is not inside scope, so no process would match", rule.cgroup),
-                );
+            if let Err(problem) = rule.check(&self.scope) {
+                return wrong("select", &problem);
+            }
+            if !rule_names.insert(&rule.name) {
+                return wrong("select", &format!("two rules are called {:?}", rule.name));
             }
         }
         self.socket_permissions()?;
@@ -230,7 +239,7 @@ impl Config {
     }
 
     pub(crate) fn rules(&self) -> Rules {
-        Rules { default: self.default, targets: self.target.clone() }
+        Rules { default: self.default, mode: self.mode, targets: self.target.clone() }
     }
 }
 

@@ -148,11 +148,11 @@ impl Node {
     ) -> anyhow::Result<Arc<Self>> {
         let mount = find_cgroup2_mount()?;
         let runs =
-            Runs::adopt(redirection.clone(), config.select.clone(), mount.clone(), runs_dir(&place.state))?;
+            Runs::adopt(redirection.clone(), config.select.clone(), mount.clone(), scope.path(), runs_dir(&place.state))?;
         let key = GrantKey::take().context("a second judge in one process")?;
         let node = Arc::new(Self {
             redirection,
-            judge: Judge::new(key, Arc::new(config.rules())),
+            judge: Judge::new(key, config.rules()),
             recorder,
             runs,
             plan: MaskPlan::standard(),

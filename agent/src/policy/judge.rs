@@ -1,17 +1,26 @@
 //! The judge: every connection and every operation is decided here, over one immutable snapshot of the rules.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::oneshot;
 use weir_protocols::{Denial, ExchangeId, GrantKey, Operation, Permit, Verdict};
 
-use super::targets::{Access, Capture, Fallback, Rules, Target};
+use super::snapshot::{Ruling, Snapshot, Stamp};
+use super::targets::{Capture, Rules};
+
+/// Rules that would-be refusals are counted for, by name; reloads may bring ever new names. The rest is counted together.
+const COUNTED_RULES_MAX: usize = 1024;
 
 /// Decides. The only place where permits are made.
 pub(crate) struct Judge {
     key: GrantKey,
-    rules: Arc<Rules>,
+    current: RwLock<Arc<Snapshot>>,
+    /// Of `current`, to be looked at without a lock.
+    generation: AtomicU64,
+    would_refuse: Mutex<BTreeMap<Arc<str>, u64>>,
     /// Holds every operation until the sender is used: how tests stand in for a person who takes time.
     #[cfg(test)]
     pub(crate) hold: Option<tokio::sync::mpsc::UnboundedSender<(ExchangeId, oneshot::Sender<Verdict>)>>,
@@ -24,46 +33,74 @@ pub(crate) enum Judgement {
     Held(oneshot::Receiver<Verdict>),
 }
 
-/// What a connection was judged to be: fixed for the session.
+/// What a connection was judged to be. What is recorded of it is fixed for the session; what may be sent on it is asked of
+/// the rules that hold when it is sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Standing {
     /// The matching target's name, or "".
     pub(crate) target: Arc<str>,
-    pub(crate) guarded: bool,
     pub(crate) capture: Capture,
     pub(crate) durable: bool,
-    /// The rule that allowed the connection.
-    pub(crate) rule: Arc<str>,
+    destination: SocketAddr,
+    place: Arc<Mutex<Place>>,
+}
+
+/// Which target of which rules a connection belongs to.
+#[derive(Clone, Debug)]
+struct Place {
+    snapshot: Arc<Snapshot>,
+    target: Option<usize>,
 }
 
 impl Judge {
-    pub(crate) fn new(key: GrantKey, rules: Arc<Rules>) -> Self {
+    /// With the rules of the start: generation 1.
+    pub(crate) fn new(key: GrantKey, rules: Rules) -> Self {
+        let stamp = Stamp { generation: 1, ..Stamp::default() };
         Self {
             key,
-            rules,
+            current: RwLock::new(Arc::new(Snapshot::new(rules, stamp))),
+            generation: AtomicU64::new(1),
+            would_refuse: Mutex::default(),
             #[cfg(test)]
             hold: None,
         }
     }
 
+    /// The rules that hold now.
+    pub(crate) fn current(&self) -> Arc<Snapshot> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other rules in their place, whole, and gives them the next generation.
+    pub(crate) fn replace(&self, rules: Rules, stamp: Stamp) -> Stamp {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let stamp = Stamp { generation: current.stamp.generation + 1, ..stamp };
+        *current = Arc::new(Snapshot::new(rules, stamp.clone()));
+        self.generation.store(stamp.generation, Ordering::Release);
+        stamp
+    }
+
+    /// How often each rule would have refused, were it enforced.
+    pub(crate) fn would_refuse(&self) -> BTreeMap<Arc<str>, u64> {
+        self.would_refuse.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// May this connection be made at all? `Err` carries the standing too: a refusal is recorded with its target.
     pub(crate) fn connect(&self, destination: SocketAddr) -> Result<(Permit, Standing), (Denial, Standing)> {
-        let target = self.rules.target_of(destination);
+        let snapshot = self.current();
+        let (at, ruling) = snapshot.connection(destination);
+        let target = at.map(|at| &snapshot.rules.targets[at]);
         let standing = Standing {
-            target: target.map_or_else(|| Arc::from(""), |target| Arc::from(&*target.name)),
-            guarded: target.is_some_and(|target| target.access == Access::Guarded),
+            target: at.map_or_else(|| Arc::from(""), |_| snapshot.rule_name(at).clone()),
             capture: target.map_or(Capture::Full, |target| target.capture),
             durable: target.is_some_and(|target| target.durable),
-            rule: target.map_or_else(|| Arc::from("default"), |target| Arc::from(&*target.name)),
+            destination,
+            place: Arc::new(Mutex::new(Place { snapshot: snapshot.clone(), target: at })),
         };
-        let denied = match target {
-            Some(target) => target.access == Access::Deny,
-            None => self.rules.default == Fallback::Deny,
-        };
-        if denied {
-            return Err((Denial { rule: standing.rule.clone(), reason: reason_of(target) }, standing));
+        match self.verdict_of(ExchangeId::SESSION, ruling) {
+            Verdict::Allow(permit) => Ok((permit, standing)),
+            Verdict::Deny(denial) => Err((denial, standing)),
         }
-        Ok((self.key.permit(ExchangeId::SESSION, standing.rule.clone()), standing))
     }
 
     /// May this operation be sent?
@@ -89,26 +126,37 @@ impl Judge {
         exchange: ExchangeId,
         operation: &Operation,
     ) -> Verdict {
-        let unreadable = match operation {
-            Operation::Opaque { reason } => Some(reason.word()),
-            Operation::Sql(sql) if sql.oversized => Some("oversized"),
-            Operation::Connect { .. } | Operation::Sql(_) | Operation::Http(_) => None,
-        };
-        match unreadable {
-            Some(what) if standing.guarded => Verdict::Deny(Denial {
-                rule: standing.rule.clone(),
-                reason: Arc::from(format!("this target is guarded and its traffic cannot be read ({what})")),
-            }),
-            _ => Verdict::Allow(self.key.permit(exchange, standing.rule.clone())),
+        let mut place = standing.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.snapshot.stamp.generation != self.generation.load(Ordering::Acquire) {
+            let snapshot = self.current();
+            *place = Place { target: snapshot.rules.target_of(standing.destination), snapshot };
+        }
+        let ruling = place.snapshot.operation(place.target, operation);
+        drop(place);
+        self.verdict_of(exchange, ruling)
+    }
+
+    fn verdict_of(&self, exchange: ExchangeId, ruling: Ruling) -> Verdict {
+        let Ruling { rule, denied, would_deny } = ruling;
+        match (denied, would_deny) {
+            (Some(reason), _) => Verdict::Deny(Denial { rule, reason }),
+            (None, Some(denial)) => {
+                self.count(&denial.rule);
+                Verdict::Allow(self.key.permit_observed(exchange, denial))
+            }
+            (None, None) => Verdict::Allow(self.key.permit(exchange, rule)),
         }
     }
-}
 
-fn reason_of(target: Option<&Target>) -> Arc<str> {
-    Arc::from(match target {
-        Some(target) => target.reason.as_deref().unwrap_or("this target is denied"),
-        None => "no target allows this destination",
-    })
+    fn count(&self, rule: &Arc<str>) {
+        let mut counts = self.would_refuse.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = counts.len() >= COUNTED_RULES_MAX;
+        if let Some(count) = counts.get_mut(rule) {
+            *count += 1;
+        } else {
+            *counts.entry(if is_full { Arc::from("(more)") } else { rule.clone() }).or_default() += 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -116,8 +164,14 @@ mod tests {
     use super::*;
     use weir_protocols::operation::Opacity;
 
+    const OPAQUE: Operation = Operation::Opaque { reason: Opacity::Tls };
+
+    fn rules(text: &str) -> Rules {
+        toml::from_str(text).unwrap()
+    }
+
     fn judge(text: &str) -> Judge {
-        Judge::new(GrantKey::for_tests(), Arc::new(toml::from_str(text).unwrap()))
+        Judge::new(GrantKey::for_tests(), rules(text))
     }
 
     #[test]
@@ -126,17 +180,41 @@ mod tests {
         let (permit, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
         assert_eq!(&**permit.rule(), "db");
         assert_eq!(&*standing.target, "db");
-        let (denial, _) = judge.connect("10.1.1.2:5432".parse().unwrap()).unwrap_err();
+        let Err((denial, _)) = judge.connect("10.1.1.2:5432".parse().unwrap()) else {
+            panic!("it is allowed")
+        };
         assert_eq!(&*denial.rule, "default");
     }
 
     #[test]
-    fn guarded_refuses_what_cannot_be_read() {
-        let judge = judge("[[target]]\nname = 'db'\naccess = 'guarded'");
+    fn other_rules_hold_at_once_also_for_what_is_open() {
+        let judge = judge("");
         let (_, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
-        let opaque = Operation::Opaque { reason: Opacity::Tls };
-        assert!(matches!(judge.verdict(&standing, ExchangeId(1), &opaque), Verdict::Deny(_)));
-        let open = Standing { guarded: false, ..standing };
-        assert!(matches!(judge.verdict(&open, ExchangeId(1), &opaque), Verdict::Allow(_)));
+        let verdict = || judge.verdict(&standing, ExchangeId(1), &OPAQUE);
+        assert!(matches!(verdict(), Verdict::Allow(_)));
+        for (text, rule) in [
+            ("[[target]]\nname = 'db'\naccess = 'guarded'", "db"),
+            ("[[target]]\nname = 'off'\naccess = 'deny'\nreason = 'closed'", "off"),
+            ("default = 'deny'", "default"),
+        ] {
+            judge.replace(rules(text), Stamp::default());
+            let Verdict::Deny(denial) = verdict() else { panic!("{text} allows") };
+            assert_eq!(&*denial.rule, rule);
+        }
+        assert_eq!(judge.replace(rules(""), Stamp::default()).generation, 5);
+        assert!(matches!(verdict(), Verdict::Allow(_)));
+    }
+
+    #[test]
+    fn what_would_be_refused_is_counted_by_rule() {
+        let judge = judge("mode = 'observe'\n[[target]]\nname = 'db'\naccess = 'guarded'");
+        let (_, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
+        for _ in 0..2 {
+            let Verdict::Allow(permit) = judge.verdict(&standing, ExchangeId(1), &OPAQUE) else {
+                panic!("observe refuses nothing")
+            };
+            assert!(permit.would_deny().is_some_and(|reason| reason.contains("guarded")));
+        }
+        assert_eq!(judge.would_refuse().into_iter().collect::<Vec<_>>(), [("db".into(), 2)]);
     }
 }

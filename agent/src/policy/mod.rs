@@ -1,10 +1,16 @@
 //! Who may do what. The only owner of the `GrantKey`: nothing leaves for an upstream that was not permitted here.
 //!
 //! * [`targets`]: `[[target]]` rules as they stand in the configuration, and matching
-//! * [`judge`]: decides connections and operations over one immutable snapshot of those rules
+//! * [`http`]: `[[target.http]]` rules likewise; [`readings`]: the ways in which servers read one request
+//! * [`snapshot`]: one whole state of those rules, and what it says of connections and operations
+//! * [`judge`]: turns that into verdicts, and takes new snapshots
 
+mod http;
 pub(crate) mod judge;
+mod readings;
+mod snapshot;
 pub(crate) mod targets;
 
 pub(crate) use judge::{Judge, Judgement};
+pub(crate) use snapshot::{Snapshot, Stamp};
 pub(crate) use targets::{Capture, Rules};

@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::http::{HttpAccess, HttpRule};
+
 /// All connection rules: one immutable snapshot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Rules {
     /// What holds where no target matches.
     pub(crate) default: Fallback,
+    /// What holds where a target or rule does not say.
+    pub(crate) mode: Mode,
     /// In order: the first match decides.
     #[serde(rename = "target")]
     pub(crate) targets: Vec<Target>,
@@ -23,6 +27,25 @@ pub(crate) enum Fallback {
     #[default]
     Allow,
     Deny,
+}
+
+/// Whether what a rule says is done, or only recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// Refuses nothing; records what it would have refused.
+    Observe,
+    #[default]
+    Enforce,
+}
+
+impl Mode {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +68,11 @@ pub(crate) struct Target {
     /// Told to the client and recorded when this target denies.
     #[serde(default)]
     pub(crate) reason: Option<String>,
+    #[serde(default)]
+    pub(crate) mode: Option<Mode>,
+    /// For HTTP requests, in order: the first match decides, else `access`.
+    #[serde(default)]
+    pub(crate) http: Vec<HttpRule>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +163,11 @@ impl From<Ports> for String {
 }
 
 impl Target {
+    /// It denies, but some HTTP requests are allowed: connections have to be let through to be read.
+    pub(crate) fn opens_for_http(&self) -> bool {
+        self.access == Access::Deny && self.http.iter().any(|rule| rule.access == HttpAccess::Allow)
+    }
+
     fn matches(&self, destination: SocketAddr) -> bool {
         let ip = destination.ip().to_canonical();
         let port = destination.port();
@@ -145,8 +178,9 @@ impl Target {
 }
 
 impl Rules {
-    pub(crate) fn target_of(&self, destination: SocketAddr) -> Option<&Target> {
-        self.targets.iter().find(|target| target.matches(destination))
+    /// The index of the first that matches.
+    pub(crate) fn target_of(&self, destination: SocketAddr) -> Option<usize> {
+        self.targets.iter().position(|target| target.matches(destination))
     }
 }
 
@@ -174,7 +208,8 @@ mod tests {
             ports = ["6000-6100", 22]
             "#,
         );
-        let name = |text: &str| rules.target_of(text.parse().unwrap()).map(|target| target.name.clone());
+        let name =
+            |text: &str| rules.target_of(text.parse().unwrap()).map(|at| rules.targets[at].name.clone());
         assert_eq!(name("10.0.0.5:5432").as_deref(), Some("orders"));
         assert_eq!(name("10.0.0.5:6050").as_deref(), Some("lab"));
         assert_eq!(name("[fd00::1]:22").as_deref(), Some("lab"));
@@ -194,6 +229,7 @@ mod tests {
             ("[[target]]\nname = 'x'\nports = ['9-1']", "range"),
             ("[[target]]\nname = 'x'\nacces = 'deny'", "acces"),
             ("default = 'maybe'", "maybe"),
+            ("[[target]]\nname = 'x'\n[[target.http]]\naccess = 'guarded'", "guarded"),
         ] {
             let error = toml::from_str::<Rules>(text).unwrap_err().to_string();
             assert!(error.contains(needle), "{error}");
