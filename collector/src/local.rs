@@ -16,7 +16,7 @@ use weir_proto::{GenerationId, KeyId, NodeId, SessionId, v1};
 use crate::access::{Access, Role};
 use crate::api::admin::{IssueError, Issuer};
 use crate::api::reading::Reading;
-use crate::api::{AdminService, QueryService};
+use crate::api::{AdminService, QueryService, Searching};
 use crate::clock;
 use crate::disk::Disk;
 use crate::ingest::acceptance::Offer;
@@ -123,6 +123,7 @@ impl Local {
             ingest: None,
             query: QueryService {
                 access: access.clone(),
+                searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }).await?,
                 reading: Reading { store, keys },
                 connected: connected.clone(),
             },

@@ -19,13 +19,14 @@ use weir_proto::v1::query_server::QueryServer;
 use crate::access::{Access, Role};
 use crate::api::admin::{IssueError, Issuer};
 use crate::api::reading::Reading;
-use crate::api::{AdminService, QueryService};
+use crate::api::{AdminService, QueryService, Searching};
 use crate::clock;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::ingest::committer::Budget;
 use crate::ingest::service::ENROLMENTS_MAX;
-use crate::ingest::{Acceptance, Committer, Connected, IngestService};
+use crate::heartbeats::SILENCE_MAX;
+use crate::ingest::{Acceptance, Bounded, Committer, Connected, IngestService};
 use crate::keys::{Keys, KeysError, ServerCertificate, files};
 use crate::listener;
 use crate::metrics::Metrics;
@@ -50,6 +51,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long calls under way may take to end at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 const DISK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often is looked for agents whose heartbeats stay away.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(10);
+/// A collector that just began has heard nobody: agents come back within their longest pause between attempts.
+const RETURN_TIME: Duration = Duration::from_secs(90);
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const KEYS_FINGERPRINT: &str = "keys_fingerprint";
 /// How the collector was last reached: for tokens that are made beside it.
@@ -144,6 +149,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         enrolments: Semaphore::new(ENROLMENTS_MAX),
         all: Budget::new(ALL_BYTES_MAX),
         connected: connected.clone(),
+        certificate_life: config.certificate_life,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
     };
@@ -153,6 +159,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         ingest: Some(ingest),
         query: QueryService {
             access: access.clone(),
+            searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }).await?,
             reading: Reading { store: store.clone(), keys: keys.clone() },
             connected: connected.clone(),
         },
@@ -176,6 +183,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         metrics: metrics.clone(),
     };
     tokio::spawn(retention.run(keys.clone(), shutdown.clone()));
+    tokio::spawn(watch_silence(store.index.clone(), metrics.clone(), shutdown.clone()));
     every(DISK_INTERVAL, &shutdown, {
         let (disk, metrics) = (disk.clone(), metrics.clone());
         move || {
@@ -220,7 +228,7 @@ pub struct Services {
 pub fn router(services: Services) -> tonic::transport::server::Router {
     let ingest = services
         .ingest
-        .map(|ingest| IngestServer::new(ingest).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX));
+        .map(|ingest| Bounded(IngestServer::new(ingest).max_decoding_message_size(AGENT_MESSAGE_BYTES_MAX)));
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -267,6 +275,31 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeE
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
+}
+
+/// Heartbeats that stay away become a gap on record, whether anybody asks or not.
+async fn watch_silence(index: crate::store::Index, metrics: Metrics, shutdown: CancellationToken) {
+    let begun_ms = clock::unix_ms();
+    let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    // The next time, or the end.
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SILENCE_INTERVAL) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let now_ms = clock::unix_ms();
+        if now_ms < begun_ms + ms(RETURN_TIME) {
+            continue;
+        }
+        match index.nodes_fall_silent(now_ms - ms(SILENCE_MAX)).await {
+            Ok(0) => {}
+            Ok(silent) => {
+                metrics.nodes_fell_silent.inc_by(silent);
+                tracing::warn!(nodes = silent, "heartbeats of node agents stay away; `weir agents` says whose");
+            }
+            Err(error) => tracing::error!(error = %crate::chain(&error), "looking for silent node agents"),
+        }
+    }
 }
 
 fn every(interval: Duration, shutdown: &CancellationToken, work: impl Fn() + Send + 'static) {

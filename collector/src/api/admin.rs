@@ -154,7 +154,7 @@ impl Admin for AdminService {
             return Err(Status::not_found("no such node"));
         }
         // First the row, then the stream: one that begins in between finds the row.
-        self.connected.end(&node);
+        self.connected.revoke(&node);
         Ok(Response::new(v1::RevokeNodeResponse {}))
     }
 }

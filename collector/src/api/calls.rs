@@ -20,6 +20,8 @@ pub const COVERAGE: Call = viewer("CoverageOf");
 pub const NODES: Call = viewer("Nodes");
 pub const PROOF: Call = viewer("Proof");
 pub const NODE_PROOF: Call = viewer("NodeProof");
+pub const SEARCH: Call = viewer("Search");
+pub const TAIL: Call = viewer("Tail");
 /// Who read what is itself told to administrators only.
 pub const ACCESSES: Call = admin("Accesses");
 pub const CREATE_JOIN_TOKEN: Call = admin("CreateJoinToken");

@@ -5,6 +5,7 @@
 //! * [`admin`]: the mutations of an administrator
 //! * [`reading`]: opens stored segments
 //! * [`play`]: the events themselves, of a session or of a run interleaved by time
+//! * [`search`]: exchanges that a query finds, page by page; [`tail`]: as they end
 //! * [`proof`]: what a verifier needs, as stored
 
 pub mod admin;
@@ -13,9 +14,12 @@ pub mod play;
 pub mod proof;
 pub mod query;
 pub mod reading;
+pub mod search;
+pub mod tail;
 
 pub use admin::AdminService;
 pub use query::QueryService;
+pub use search::Searching;
 
 use tonic::Status;
 use weir_proto::{NodeId, RunId, SessionId};

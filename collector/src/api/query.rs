@@ -6,6 +6,8 @@ use weir_proto::v1::query_server::Query;
 use weir_proto::{NodeId, v1};
 
 use super::reading::Reading;
+use super::search::{self, Searching};
+use super::tail;
 use super::{calls, id, id_part, node_text, play, proof, read_status, store_status, subject, subject_text};
 use crate::access::Access;
 use crate::ingest::Connected;
@@ -14,6 +16,7 @@ use crate::store::sqlite::{RunFilter, SessionFilter};
 pub struct QueryService {
     pub access: Access,
     pub reading: Reading,
+    pub searching: Searching,
     pub connected: Connected,
 }
 
@@ -108,16 +111,23 @@ impl Query for QueryService {
         let (_caller, asked) =
             self.access.admit(calls::COVERAGE, request, |asked| subject_text(&asked.run_id, &[])).await?;
         let (run, node) = (id(&asked.run_id, "run")?, id(&asked.node_id, "node")?);
-        Ok(Response::new(self.reading.store.index.coverage(run, node).await.map_err(store_status)?))
+        let index = &self.reading.store.index;
+        let mut answer = index.coverage(run, node).await.map_err(store_status)?;
+        answer.node_gaps = index.unattended(run, node).await.map_err(store_status)?;
+        Ok(Response::new(answer))
     }
 
     async fn nodes(&self, request: Request<v1::NodesRequest>) -> Result<Response<v1::NodesResponse>, Status> {
-        let (_caller, asked) = self.access.admit(calls::NODES, request, |_| String::new()).await?;
+        let (_caller, asked) =
+            self.access.admit(calls::NODES, request, |asked| node_text(&asked.node_id)).await?;
         let page = asked.page.unwrap_or_default();
-        let mut answer = self.reading.store.index.node_list(&page).await.map_err(read_status)?;
+        let one = id(&asked.node_id, "node")?;
+        let mut answer = self.reading.store.index.node_list(&page, one).await.map_err(read_status)?;
         for node in &mut answer.nodes {
-            node.connected =
-                NodeId::try_from(&node.node_id[..]).is_ok_and(|id| self.connected.is_connected(&id));
+            let Ok(id) = NodeId::try_from(&node.node_id[..]) else { continue };
+            node.connected = self.connected.is_connected(&id);
+            let offset = self.connected.clock_offset_ms(&id);
+            (node.clock_known, node.clock_offset_ms) = (offset.is_some(), offset.unwrap_or(0));
         }
         Ok(Response::new(answer))
     }
@@ -152,5 +162,22 @@ impl Query for QueryService {
         let (_caller, asked) = self.access.admit(calls::ACCESSES, request, |_| String::new()).await?;
         let page = asked.page.unwrap_or_default();
         Ok(Response::new(self.reading.store.index.access_list(&page).await.map_err(read_status)?))
+    }
+
+    async fn search(
+        &self,
+        request: Request<v1::SearchRequest>,
+    ) -> Result<Response<v1::SearchResponse>, Status> {
+        let (_caller, asked) =
+            self.access.admit(calls::SEARCH, request, |asked| search::subject_text(&asked.query)).await?;
+        Ok(Response::new(self.searching.search(asked).await?))
+    }
+
+    type TailStream = ReceiverStream<Result<v1::TailItem, Status>>;
+
+    async fn tail(&self, request: Request<v1::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        let (_caller, asked) =
+            self.access.admit(calls::TAIL, request, |asked| search::subject_text(&asked.query)).await?;
+        Ok(Response::new(tail::tail(&self.searching, asked).await?))
     }
 }

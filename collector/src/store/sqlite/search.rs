@@ -1,0 +1,854 @@
+//! Finds exchanges. A search walks the ids of exchanges, which count arrivals, in windows: the next window is larger
+//! while windows are quick, so that what is common is found at once, what is rare soon, and a search that takes long can
+//! say how far it is and go on later. Nothing that people type becomes SQL or full-text syntax: it is bound, and words are
+//! quoted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sqlx::pool::PoolConnection;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use weir_proto::v1;
+
+use super::exchanges::EXCHANGE_COLUMNS;
+use super::{SqliteIndex, uint};
+use crate::search::query::{Condition, Expr, Outcome, Query, Text, Within};
+use crate::search::values::{Pattern, Range};
+use crate::store::StoreError;
+
+/// Ids of the first window, of the smallest after an interruption, and of the largest.
+const WINDOW_IDS: i64 = 20_000;
+const WINDOW_IDS_MIN: i64 = 500;
+const WINDOW_IDS_MAX: i64 = 1 << 40;
+/// A window that took less is followed by one four times as large; one that took more by one half as large.
+const WINDOW_QUICK: Duration = Duration::from_millis(20);
+const WINDOW_SLOW: Duration = Duration::from_millis(250);
+/// One statement; then it is interrupted, and tried with a smaller window.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How many virtual machine steps of SQLite lie between looks at the clock.
+const STEPS_PER_LOOK: i32 = 20_000;
+/// Words found in fewer exchanges than this are looked up before anything else.
+const RARE_EXCHANGES_MAX: i64 = 2_000;
+/// Runs or sessions that one part of an id may mean.
+const MEANT_MAX: usize = 16;
+/// Shortest end of an id that is taken for one.
+const ID_END_DIGITS_MIN: usize = 4;
+const NS_PER_HOUR: i64 = 3_600_000_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    #[error("no {kind} has an id that begins or ends with {part}: `weir {kind}s` lists them")]
+    NoSuch { kind: &'static str, part: String },
+    #[error("more than {MEANT_MAX} {kind}s have an id that begins or ends with {part}: give more of it")]
+    Ambiguous { kind: &'static str, part: String },
+    #[error("there are no runs yet")]
+    NoRuns,
+    #[error(
+        "{WINDOW_IDS_MIN} exchanges took longer than {} s: narrow the query by a run, a target or a time",
+        STATEMENT_TIMEOUT.as_secs()
+    )]
+    TooSlow,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for SearchError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// What to look for, and where to go on.
+pub struct Seeking<'a> {
+    pub query: &'a Query,
+    pub newest_first: bool,
+    /// Ids beyond this one, in the order of the search.
+    pub after: Option<i64>,
+    /// Ids from here on came later than the search began.
+    pub before: Option<i64>,
+    /// Only what has ended, at this wall-clock time or later.
+    pub ended_from_ns: Option<i64>,
+    pub rows: usize,
+    /// When to answer with what there is.
+    pub until: Instant,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Sought {
+    /// Of exchanges, in the order of the search.
+    pub ids: Vec<i64>,
+    /// Everything up to here was looked at: the next `after`.
+    pub after: i64,
+    /// Nothing is left.
+    pub done: bool,
+}
+
+/// An exchange that was found.
+pub struct HitRow {
+    pub hit: v1::SearchHit,
+    /// Of the segment in which it ended.
+    pub seq: u64,
+}
+
+/// How far the index is.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Ids below are in the index.
+    pub next: i64,
+    /// The text of ids below is in the full text.
+    pub indexed: i64,
+    /// What was received before is in the full text; `None`: all is.
+    pub indexed_to_ms: Option<i64>,
+}
+
+impl SqliteIndex {
+    pub async fn search_extent(&self) -> Result<Extent, StoreError> {
+        let row = sqlx::query(
+            "SELECT c.next, g.first_exchange AS waiting, g.received_ms FROM counter c LEFT JOIN segment g ON g.id = \
+             (SELECT id FROM segment WHERE id >= (SELECT next_segment FROM words.progress) AND exchanges > 0 ORDER BY id LIMIT 1) \
+             WHERE c.name = 'exchange'",
+        )
+        .fetch_one(&self.readers)
+        .await?;
+        let next: i64 = row.try_get("next")?;
+        let waiting: Option<i64> = row.try_get("waiting")?;
+        Ok(Extent { next, indexed: waiting.unwrap_or(next), indexed_to_ms: row.try_get("received_ms")? })
+    }
+
+    /// The first id of what was asked at that hour or later, or arrived with it.
+    pub async fn search_from(&self, unix_ns: i64) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query(
+            "SELECT min(first_exchange) AS first FROM segment WHERE id = (SELECT id FROM segment WHERE exchanges > 0 AND id >= \
+             (SELECT min(first_segment) FROM asked_hour WHERE hour >= ?) ORDER BY id LIMIT 1)",
+        )
+        .bind(unix_ns.div_euclid(NS_PER_HOUR))
+        .fetch_one(&self.readers)
+        .await?;
+        Ok(row.try_get("first")?)
+    }
+
+    /// When the exchange of this id, or the next one, was asked.
+    pub async fn asked_near(&self, id: i64) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query(
+            "SELECT e.asked_boot_ns + (g.wall_unix_ns - g.wall_boot_ns) AS asked FROM exchange e JOIN segment g ON g.id = e.segment \
+             WHERE e.id >= ? ORDER BY e.id LIMIT 1",
+        )
+        .bind(id)
+        .fetch_optional(&self.readers)
+        .await?;
+        row.map(|row| Ok(row.try_get("asked")?)).transpose()
+    }
+
+    /// Until there are enough, nothing is left, or the time is over.
+    pub async fn search(&self, seeking: &Seeking<'_>) -> Result<Sought, SearchError> {
+        let mut found = Sought::default();
+        let meant = self.meant(seeking.query).await?;
+        let extent = self.search_extent().await?;
+        let mut to = seeking.before.unwrap_or(i64::MAX).min(extent.next);
+        if seeking.query.asks_text() {
+            to = to.min(extent.indexed);
+        }
+        let mut reader = Reader::new(self.readers.acquire().await?).await?;
+        let bounds = bounds(&mut reader, seeking.query, &meant, (0, to)).await?;
+        let (mut from, mut to) = bounds;
+        match seeking.after {
+            Some(after) if seeking.newest_first => to = to.min(after),
+            Some(after) => from = from.max(after.saturating_add(1)),
+            None => {}
+        }
+        // Where a search goes on that finds nothing more now.
+        let end = if seeking.newest_first { from } else { to.saturating_sub(1) };
+        found.after = match seeking.after {
+            Some(after) if seeking.newest_first => after.min(end),
+            Some(after) => after.max(end),
+            None => end,
+        };
+        let path = path(&mut reader, seeking.query, &meant, (from, to)).await?;
+        let mut window = WINDOW_IDS;
+        loop {
+            if from >= to {
+                found.done = true;
+                break;
+            }
+            let (low, high) = match seeking.newest_first {
+                true => (to.saturating_sub(window).max(from), to),
+                false => (from, from.saturating_add(window).min(to)),
+            };
+            let began = Instant::now();
+            let step = Step { seeking, meant: &meant, path: &path, low, high };
+            let ids = match step.run(&mut reader, seeking.rows - found.ids.len()).await? {
+                Some(ids) => ids,
+                None if window <= WINDOW_IDS_MIN => return Err(SearchError::TooSlow),
+                None => {
+                    window = (window / 16).max(WINDOW_IDS_MIN);
+                    continue;
+                }
+            };
+            found.ids.extend(ids);
+            if found.ids.len() >= seeking.rows {
+                break;
+            }
+            if seeking.newest_first {
+                to = low
+            } else {
+                from = high
+            }
+            match began.elapsed() {
+                took if took < WINDOW_QUICK => window = window.saturating_mul(4).min(WINDOW_IDS_MAX),
+                took if took > WINDOW_SLOW => window = (window / 2).max(WINDOW_IDS_MIN),
+                _ => {}
+            }
+            if Instant::now() >= seeking.until && from < to {
+                break;
+            }
+        }
+        if !found.done {
+            found.after = match (found.ids.last(), found.ids.len() >= seeking.rows) {
+                (Some(last), true) => *last,
+                _ if seeking.newest_first => to,
+                _ => from.saturating_sub(1),
+            };
+        }
+        reader.done().await?;
+        Ok(found)
+    }
+
+    /// The exchanges of these ids, in this order; one that is gone since is left out.
+    pub async fn hit_list(&self, ids: &[i64]) -> Result<Vec<HitRow>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+        query.push(EXCHANGE_COLUMNS).push(
+            ", g.seq, g.run_id, s.node_id, n.name AS node_name, r.host, r.principal_issuer, r.principal_subject, \
+             r.principal_verified_by FROM exchange e JOIN segment g ON g.id = e.segment JOIN session s ON s.id = g.session_id \
+             JOIN run r ON r.id = g.run_id JOIN node n ON n.id = s.node_id WHERE e.id IN (",
+        );
+        let mut list = query.separated(", ");
+        for id in ids {
+            list.push_bind(*id);
+        }
+        query.push(")");
+        let rows = query.build().persistent(false).fetch_all(&self.readers).await?;
+        let exchanges = self.exchange_rows(&rows).await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for (row, exchange) in rows.iter().zip(exchanges) {
+            let hit = v1::SearchHit {
+                exchange: Some(exchange),
+                run_id: row.try_get::<Vec<u8>, _>("run_id")?.into(),
+                node_id: row.try_get::<Vec<u8>, _>("node_id")?.into(),
+                node_name: row.try_get("node_name")?,
+                run_host: row.try_get("host")?,
+                principal: Some(v1::Principal {
+                    issuer: row.try_get("principal_issuer")?,
+                    subject: row.try_get("principal_subject")?,
+                    verified_by: row.try_get("principal_verified_by")?,
+                    ..Default::default()
+                }),
+                snippets: Vec::new(),
+            };
+            found.insert(row.try_get::<i64, _>("id")?, HitRow { hit, seq: uint(row, "seq")? });
+        }
+        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
+    /// What parts of ids mean: a query names runs as people do.
+    async fn meant(&self, query: &Query) -> Result<Meant, SearchError> {
+        let mut meant = Meant::default();
+        let mut conditions = Vec::new();
+        if let Some(root) = &query.root {
+            collect(root, &mut conditions);
+        }
+        for condition in conditions {
+            match condition {
+                Condition::Run(part) if !meant.runs.contains_key(part) => {
+                    let ids = self.ids_meant("run", part).await?;
+                    meant.runs.insert(part.clone(), ids);
+                }
+                Condition::Session(part) if !meant.sessions.contains_key(part) => {
+                    let ids = self.ids_meant("session", part).await?;
+                    meant.sessions.insert(part.clone(), ids);
+                }
+                Condition::LastRun if meant.last_run.is_empty() => {
+                    let row = sqlx::query("SELECT id FROM run ORDER BY first_unix_ns DESC, id DESC LIMIT 1")
+                        .fetch_optional(&self.readers)
+                        .await?;
+                    meant.last_run = row.ok_or(SearchError::NoRuns)?.try_get(0)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(meant)
+    }
+
+    /// Beginnings are a range of the primary key; ends are looked for only where nothing begins so.
+    async fn ids_meant(&self, kind: &'static str, part: &str) -> Result<Vec<Vec<u8>>, SearchError> {
+        let bound = |fill: char| {
+            let digits: String = part.chars().chain(std::iter::repeat(fill)).take(32).collect();
+            hex::decode(digits).unwrap_or_default()
+        };
+        let limit = MEANT_MAX as i64 + 1;
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT id FROM {kind} WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+        )))
+        .bind(bound('0'))
+        .bind(bound('F'))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        if rows.is_empty() && part.len() >= ID_END_DIGITS_MIN {
+            let sql = format!("SELECT id FROM {kind} WHERE substr(hex(id), ?) = ? ORDER BY id LIMIT ?");
+            rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(-(part.len() as i64))
+                .bind(part)
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await?;
+        }
+        let part = || part.to_ascii_lowercase();
+        match rows.len() {
+            0 => Err(SearchError::NoSuch { kind, part: part() }),
+            count if count > MEANT_MAX => Err(SearchError::Ambiguous { kind, part: part() }),
+            _ => Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?),
+        }
+    }
+}
+
+/// Ids behind what was typed.
+#[derive(Default)]
+struct Meant {
+    runs: HashMap<String, Vec<Vec<u8>>>,
+    sessions: HashMap<String, Vec<Vec<u8>>>,
+    last_run: Vec<u8>,
+}
+
+impl Meant {
+    fn run(&self, part: &str) -> &[Vec<u8>] {
+        self.runs.get(part).map_or(&[], Vec::as_slice)
+    }
+
+    fn session(&self, part: &str) -> &[Vec<u8>] {
+        self.sessions.get(part).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn collect<'a>(expr: &'a Expr, into: &mut Vec<&'a Condition>) {
+    match expr {
+        Expr::All(all) | Expr::Any(all) => all.iter().for_each(|one| collect(one, into)),
+        Expr::Not(one) => collect(one, into),
+        Expr::Is(condition) => into.push(condition),
+        Expr::Text(_) => {}
+    }
+}
+
+/// A connection whose statements end in time. One that was left in the middle of its work is closed, not used again.
+struct Reader {
+    connection: PoolConnection<Sqlite>,
+    watch: Arc<Watch>,
+    in_order: bool,
+}
+
+struct Watch {
+    began: Instant,
+    /// Milliseconds after `began`.
+    until_ms: AtomicU64,
+    given_up: AtomicBool,
+}
+
+impl Reader {
+    async fn new(mut connection: PoolConnection<Sqlite>) -> Result<Self, StoreError> {
+        let watch = Arc::new(Watch {
+            began: Instant::now(),
+            until_ms: AtomicU64::new(u64::MAX),
+            given_up: AtomicBool::new(false),
+        });
+        let looked = watch.clone();
+        let inner: &mut SqliteConnection = &mut connection;
+        inner.lock_handle().await?.set_progress_handler(STEPS_PER_LOOK, move || {
+            let over = looked.began.elapsed().as_millis() as u64 > looked.until_ms.load(Ordering::Relaxed);
+            !over && !looked.given_up.load(Ordering::Relaxed)
+        });
+        Ok(Self { connection, watch, in_order: false })
+    }
+
+    /// For one statement, whose time begins.
+    fn arm(&mut self) -> &mut SqliteConnection {
+        let until = self.watch.began.elapsed() + STATEMENT_TIMEOUT;
+        self.watch.until_ms.store(until.as_millis() as u64, Ordering::Relaxed);
+        &mut self.connection
+    }
+
+    async fn done(mut self) -> Result<(), StoreError> {
+        let inner: &mut SqliteConnection = &mut self.connection;
+        inner.lock_handle().await?.remove_progress_handler();
+        self.in_order = true;
+        Ok(())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.in_order {
+            self.watch.given_up.store(true, Ordering::Relaxed);
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// `None`: it took too long.
+fn in_time<T>(result: Result<T, sqlx::Error>) -> Result<Option<T>, StoreError> {
+    const INTERRUPTED: &str = "9";
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The ids in which every answer lies, as far as that is quickly known: by the times asked for, and by the run.
+async fn bounds(
+    reader: &mut Reader,
+    query: &Query,
+    meant: &Meant,
+    (mut from, mut to): (i64, i64),
+) -> Result<(i64, i64), StoreError> {
+    for one in query.required() {
+        let row = match one {
+            Expr::Is(Condition::Asked(range)) => {
+                let hour = |ns: Option<i64>, open: i64| ns.map_or(open, |ns| ns.div_euclid(NS_PER_HOUR));
+                sqlx::query(
+                    "SELECT min(first_segment) AS low, max(last_segment) AS high FROM asked_hour WHERE hour BETWEEN ? AND ?",
+                )
+                .bind(hour(range.from, i64::MIN))
+                .bind(hour(range.to, i64::MAX))
+                .fetch_one(reader.arm())
+                .await?
+            }
+            Expr::Is(condition @ (Condition::Run(_) | Condition::LastRun)) => {
+                let Some(run) = single_run(condition, meant) else { continue };
+                sqlx::query(
+                    "SELECT min(id) AS low, max(id) AS high FROM segment INDEXED BY segment_by_run WHERE run_id = ?",
+                )
+                .bind(run)
+                .fetch_one(reader.arm())
+                .await?
+            }
+            _ => continue,
+        };
+        let segments: (Option<i64>, Option<i64>) = (row.try_get("low")?, row.try_get("high")?);
+        let (Some(low), Some(high)) = segments else { return Ok((0, 0)) };
+        let row = sqlx::query(
+            "SELECT (SELECT first_exchange FROM segment WHERE id >= ?1 AND exchanges > 0 ORDER BY id LIMIT 1) AS low, \
+             (SELECT first_exchange + exchanges FROM segment WHERE id <= ?2 AND exchanges > 0 ORDER BY id DESC LIMIT 1) AS high",
+        )
+        .bind(low)
+        .bind(high)
+        .fetch_one(reader.arm())
+        .await?;
+        let (Some(low), Some(high)) =
+            (row.try_get::<Option<i64>, _>("low")?, row.try_get::<Option<i64>, _>("high")?)
+        else {
+            return Ok((0, 0));
+        };
+        (from, to) = (from.max(low), to.min(high));
+    }
+    Ok((from, to))
+}
+
+fn single_run<'m>(condition: &Condition, meant: &'m Meant) -> Option<&'m [u8]> {
+    match condition {
+        Condition::LastRun => Some(&meant.last_run),
+        Condition::Run(part) => match meant.run(part) {
+            [one] => Some(one),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// What is walked, in order of id. Everything else is looked at for each of its rows.
+enum Path<'q> {
+    /// The exchanges with these words.
+    Words(String),
+    /// The segments of one run, session, principal.
+    Run(Vec<u8>),
+    Session(Vec<u8>),
+    Principal(&'q str),
+    /// Exchanges with one of the rare outcomes.
+    Outcome(i32),
+    WouldDeny,
+    /// All exchanges.
+    All,
+}
+
+async fn path<'q>(
+    reader: &mut Reader,
+    query: &'q Query,
+    meant: &Meant,
+    (from, to): (i64, i64),
+) -> Result<Path<'q>, StoreError> {
+    let mut words = Vec::new();
+    let mut best = Path::All;
+    for one in query.required() {
+        match one {
+            Expr::Text(text) => words.push(match_text(text)),
+            Expr::Is(condition) => {
+                let narrow = match condition {
+                    Condition::Session(part) => match meant.session(part) {
+                        [one] => Some(Path::Session(one.clone())),
+                        _ => None,
+                    },
+                    Condition::Principal(Pattern::Is(name)) => Some(Path::Principal(name)),
+                    Condition::Outcome(outcome) => rare_outcome(*outcome).map(Path::Outcome),
+                    Condition::WouldDeny => Some(Path::WouldDeny),
+                    run => single_run(run, meant).map(|run| Path::Run(run.to_vec())),
+                };
+                if let Some(narrow) = narrow
+                    && narrow.rank() < best.rank()
+                {
+                    best = narrow;
+                }
+            }
+            _ => {}
+        }
+    }
+    if words.is_empty() {
+        return Ok(best);
+    }
+    let words = words.join(" AND ");
+    if !matches!(best, Path::All) {
+        let rare = in_time(
+            sqlx::query(
+                "SELECT count(*) FROM (SELECT 1 FROM words.exchange_text WHERE exchange_text MATCH ? AND rowid >= ? AND rowid < ? \
+                 LIMIT ?)",
+            )
+            .bind(words.clone())
+            .bind(from)
+            .bind(to)
+            .bind(RARE_EXCHANGES_MAX)
+            .fetch_one(reader.arm())
+            .await,
+        )?;
+        let count: i64 = rare.map_or(Ok(RARE_EXCHANGES_MAX), |row| row.try_get(0))?;
+        if count >= RARE_EXCHANGES_MAX {
+            return Ok(best);
+        }
+    }
+    Ok(Path::Words(words))
+}
+
+impl Path<'_> {
+    /// The narrower the smaller.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Words(_) => 0,
+            Self::Session(_) => 1,
+            Self::Run(_) => 2,
+            Self::WouldDeny => 3,
+            Self::Outcome(_) => 4,
+            Self::Principal(_) => 5,
+            Self::All => 6,
+        }
+    }
+}
+
+/// As `exchange_by_outcome` has it.
+fn rare_outcome(outcome: Outcome) -> Option<i32> {
+    let stored = match outcome {
+        Outcome::Error => v1::Outcome::Error,
+        Outcome::Denied => v1::Outcome::Denied,
+        Outcome::Withdrawn => v1::Outcome::Withdrawn,
+        Outcome::Aborted => v1::Outcome::Aborted,
+        Outcome::Ok | Outcome::Running => return None,
+    };
+    Some(stored as i32)
+}
+
+/// One window of a search: ids from `low` to below `high`.
+struct Step<'a> {
+    seeking: &'a Seeking<'a>,
+    meant: &'a Meant,
+    path: &'a Path<'a>,
+    low: i64,
+    high: i64,
+}
+
+impl Step<'_> {
+    /// `None`: it took too long.
+    async fn run(&self, reader: &mut Reader, rows: usize) -> Result<Option<Vec<i64>>, StoreError> {
+        let mut query = self.from();
+        self.push_joins(&mut query);
+        query.push(" WHERE ");
+        self.push_path(&mut query);
+        query.push(" AND e.id >= ").push_bind(self.low).push(" AND e.id < ").push_bind(self.high);
+        if let Some(ended) = self.seeking.ended_from_ns {
+            query.push(" AND e.duration_ns IS NOT NULL AND e.asked_boot_ns + e.duration_ns + (g.wall_unix_ns - g.wall_boot_ns) >= ");
+            query.push_bind(ended);
+        }
+        if let Some(root) = &self.seeking.query.root {
+            query.push(" AND ");
+            self.push(&mut query, root);
+        }
+        let direction = if self.seeking.newest_first { "DESC" } else { "ASC" };
+        let order = match self.path {
+            Path::Words(_) => format!("t.rowid {direction}"),
+            Path::Run(_) | Path::Session(_) | Path::Principal(_) => {
+                format!("g.id {direction}, e.id {direction}")
+            }
+            Path::Outcome(_) | Path::WouldDeny | Path::All => format!("e.id {direction}"),
+        };
+        query.push(format!(" ORDER BY {order} LIMIT ")).push_bind(rows as i64);
+        // Each is written for its question: kept statements would only push out those that come again.
+        let found = in_time(query.build().persistent(false).fetch_all(reader.arm()).await)?;
+        let Some(found) = found else { return Ok(None) };
+        Ok(Some(found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?))
+    }
+
+    fn from(&self) -> QueryBuilder<Sqlite> {
+        // CROSS JOIN keeps the order that is written: without statistics the planner guesses.
+        QueryBuilder::new(match self.path {
+            Path::Words(_) => {
+                "SELECT e.id FROM words.exchange_text t CROSS JOIN exchange e ON e.id = t.rowid CROSS JOIN segment g ON g.id = e.segment"
+            }
+            Path::Run(_) => {
+                "SELECT e.id FROM segment g INDEXED BY segment_by_run CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
+            }
+            Path::Session(_) => {
+                "SELECT e.id FROM segment g CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
+            }
+            Path::Principal(_) => {
+                "SELECT e.id FROM segment g INDEXED BY segment_by_principal CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
+            }
+            Path::Outcome(_) => {
+                "SELECT e.id FROM exchange e INDEXED BY exchange_by_outcome CROSS JOIN segment g ON g.id = e.segment"
+            }
+            Path::WouldDeny => {
+                "SELECT e.id FROM exchange e INDEXED BY exchange_would_deny CROSS JOIN segment g ON g.id = e.segment"
+            }
+            Path::All => "SELECT e.id FROM exchange e NOT INDEXED CROSS JOIN segment g ON g.id = e.segment",
+        })
+    }
+
+    fn push_joins(&self, query: &mut QueryBuilder<Sqlite>) {
+        let mut conditions = Vec::new();
+        if let Some(root) = &self.seeking.query.root {
+            collect(root, &mut conditions);
+        }
+        let needs = |wanted: fn(&Condition) -> bool| conditions.iter().any(|condition| wanted(condition));
+        let node = needs(|c| matches!(c, Condition::Node(_)));
+        if node
+            || needs(|c| {
+                matches!(
+                    c,
+                    Condition::Host(_) | Condition::Target(_) | Condition::User(_) | Condition::Database(_)
+                )
+            })
+        {
+            query.push(" CROSS JOIN session s ON s.id = g.session_id");
+        }
+        if node {
+            query.push(" CROSS JOIN node n ON n.id = s.node_id");
+        }
+    }
+
+    fn push_path(&self, query: &mut QueryBuilder<Sqlite>) {
+        let segments = match self.path {
+            Path::Words(words) => {
+                query.push("t.exchange_text MATCH ").push_bind(words.clone());
+                query
+                    .push(" AND t.rowid >= ")
+                    .push_bind(self.low)
+                    .push(" AND t.rowid < ")
+                    .push_bind(self.high);
+                return;
+            }
+            Path::Outcome(outcome) => {
+                query.push("e.outcome > 1 AND e.outcome = ").push_bind(*outcome);
+                return;
+            }
+            Path::WouldDeny => {
+                query.push("e.would_deny = 1");
+                return;
+            }
+            Path::All => {
+                query.push("1");
+                return;
+            }
+            Path::Run(run) => query.push("g.run_id = ").push_bind(run.clone()),
+            Path::Session(session) => query.push("g.session_id = ").push_bind(session.clone()),
+            Path::Principal(name) => query.push("g.principal = ").push_bind((*name).to_owned()),
+        };
+        // Segments ascend as their exchanges do.
+        segments.push(" AND g.id >= COALESCE((SELECT segment FROM exchange WHERE id >= ");
+        segments.push_bind(self.low).push(" ORDER BY id LIMIT 1), 0)");
+        segments.push(" AND g.id <= COALESCE((SELECT segment FROM exchange WHERE id < ");
+        segments.push_bind(self.high).push(" ORDER BY id DESC LIMIT 1), 0)");
+        segments.push(" AND e.id >= g.first_exchange AND e.id < g.first_exchange + g.exchanges");
+    }
+
+    fn push(&self, query: &mut QueryBuilder<Sqlite>, expr: &Expr) {
+        match expr {
+            Expr::All(all) => self.push_many(query, all, " AND "),
+            Expr::Any(all) => self.push_many(query, all, " OR "),
+            // What is unknown (how long a running exchange takes) is not so, and so its opposite is.
+            Expr::Not(one) => {
+                query.push("(");
+                self.push(query, one);
+                query.push(") IS NOT TRUE");
+            }
+            Expr::Text(text) => {
+                query.push("e.id IN (SELECT rowid FROM words.exchange_text WHERE exchange_text MATCH ");
+                query.push_bind(match_text(text));
+                query.push(" AND rowid >= ").push_bind(self.low);
+                query.push(" AND rowid < ").push_bind(self.high).push(")");
+            }
+            Expr::Is(condition) => {
+                query.push("(");
+                self.push_condition(query, condition);
+                query.push(")");
+            }
+        }
+    }
+
+    fn push_many(&self, query: &mut QueryBuilder<Sqlite>, all: &[Expr], between: &str) {
+        query.push("(");
+        for (at, one) in all.iter().enumerate() {
+            if at > 0 {
+                query.push(between);
+            }
+            self.push(query, one);
+        }
+        query.push(")");
+    }
+
+    fn push_condition(&self, query: &mut QueryBuilder<Sqlite>, condition: &Condition) {
+        match condition {
+            Condition::Run(part) => push_ids(query, "g.run_id", self.meant.run(part)),
+            Condition::LastRun => push_ids(query, "g.run_id", std::slice::from_ref(&self.meant.last_run)),
+            Condition::Session(part) => push_ids(query, "g.session_id", self.meant.session(part)),
+            Condition::Node(pattern) => {
+                push_pattern(query, "n.name", pattern);
+                if let Pattern::Is(part) = pattern {
+                    push_id_part(query, "n.id", part);
+                }
+            }
+            Condition::Host(pattern) => {
+                push_any(
+                    query,
+                    &["s.origin_ip", ADDRESS, "json_extract(s.facts, '$.host')", URL_HOST, URL_NAME],
+                    pattern,
+                );
+            }
+            Condition::Target(pattern) => push_pattern(query, "s.target", pattern),
+            Condition::Protocol(pattern) => push_pattern(query, "COALESCE(e.protocol, g.protocol)", pattern),
+            Condition::Verb(pattern) => push_pattern(query, "e.verb", pattern),
+            Condition::Status(pattern) => push_pattern(query, "e.status", pattern),
+            Condition::StatusNumber(range) => {
+                query.push("e.status GLOB '[0-9][0-9][0-9]' AND ");
+                push_range(query, "CAST(e.status AS INTEGER)", range);
+            }
+            Condition::Outcome(Outcome::Running) => {
+                query.push("e.duration_ns IS NULL");
+            }
+            Condition::Outcome(outcome) => {
+                let stored = rare_outcome(*outcome).unwrap_or(v1::Outcome::Ok as i32);
+                query.push("e.duration_ns IS NOT NULL AND e.outcome = ").push_bind(stored);
+            }
+            Condition::WouldDeny => {
+                query.push("e.would_deny = 1");
+            }
+            Condition::User(pattern) => {
+                push_any(query, &["g.principal", "json_extract(s.facts, '$.user')"], pattern)
+            }
+            Condition::Principal(Pattern::Is(name)) => {
+                query.push("g.principal = ").push_bind(name.clone());
+            }
+            Condition::Principal(pattern) => push_pattern(query, "g.principal", pattern),
+            Condition::Path(pattern) => push_pattern(query, URL_PATH, pattern),
+            Condition::Database(pattern) => {
+                push_pattern(query, "json_extract(s.facts, '$.database')", pattern)
+            }
+            Condition::Asked(range) => {
+                push_range(query, "(e.asked_boot_ns + (g.wall_unix_ns - g.wall_boot_ns))", range);
+            }
+            Condition::Duration(range) => push_range(query, "e.duration_ns", range),
+            Condition::Rows(range) => push_range(query, "e.rows", range),
+            Condition::Bytes(range) => push_range(query, "(e.request_bytes + e.response_bytes)", range),
+            Condition::Label(key, pattern) => {
+                query.push("EXISTS (SELECT 1 FROM run_label l WHERE l.run_id = g.run_id AND l.key = ");
+                query.push_bind(key.clone()).push(" AND ");
+                push_pattern(query, "l.value", pattern);
+                query.push(")");
+            }
+        }
+    }
+}
+
+const ADDRESS: &str = "CASE WHEN instr(s.origin_ip, ':') THEN '[' || s.origin_ip || ']' ELSE s.origin_ip END || ':' || s.origin_port";
+// What an HTTP exchange asked is `METHOD` and an absolute URL: the piece between `://` and the next `/`, and what follows up to `?`.
+const URL_HOST: &str = "(SELECT substr(u, 1, instr(u || '/', '/') - 1) FROM \
+    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
+const URL_NAME: &str = "(SELECT substr(h, 1, instr(h || ':', ':') - 1) FROM (SELECT substr(u, 1, instr(u || '/', '/') - 1) AS h FROM \
+    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u)) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
+const URL_PATH: &str = "(SELECT substr(p, 1, instr(p || '?', '?') - 1) FROM (SELECT substr(u, instr(u || '/', '/')) AS p FROM \
+    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u)) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
+
+fn push_any(query: &mut QueryBuilder<Sqlite>, columns: &[&str], pattern: &Pattern) {
+    for (at, column) in columns.iter().enumerate() {
+        if at > 0 {
+            query.push(" OR ");
+        }
+        push_pattern(query, column, pattern);
+    }
+}
+
+fn push_pattern(query: &mut QueryBuilder<Sqlite>, column: &str, pattern: &Pattern) {
+    query.push(column);
+    match pattern {
+        Pattern::Is(text) => query.push(" = ").push_bind(text.clone()).push(" COLLATE NOCASE"),
+        Pattern::Begins(text) => query.push(" LIKE ").push_bind(like(text) + "%").push(r" ESCAPE '\'"),
+        Pattern::Ends(text) => {
+            query.push(" LIKE ").push_bind(format!("%{}", like(text))).push(r" ESCAPE '\'")
+        }
+    };
+}
+
+fn like(text: &str) -> String {
+    text.replace('\\', r"\\").replace('%', r"\%").replace('_', r"\_")
+}
+
+fn push_range(query: &mut QueryBuilder<Sqlite>, column: &str, range: &Range) {
+    let (from, to) = (range.from.unwrap_or(i64::MIN), range.to.unwrap_or(i64::MAX));
+    query.push(column).push(" BETWEEN ").push_bind(from).push(" AND ").push_bind(to);
+}
+
+fn push_ids(query: &mut QueryBuilder<Sqlite>, column: &str, ids: &[Vec<u8>]) {
+    query.push(column).push(" IN (");
+    let mut list = query.separated(", ");
+    for id in ids {
+        list.push_bind(id.clone());
+    }
+    query.push(")");
+}
+
+fn push_id_part(query: &mut QueryBuilder<Sqlite>, column: &str, part: &str) {
+    let digits: String = part.chars().filter(|c| *c != '-').map(|c| c.to_ascii_uppercase()).collect();
+    let len = digits.len();
+    if !(ID_END_DIGITS_MIN..=32).contains(&len) || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return;
+    }
+    query.push(format!(" OR substr(hex({column}), 1, {len}) = ")).push_bind(digits.clone());
+    query.push(format!(" OR substr(hex({column}), -{len}) = ")).push_bind(digits);
+}
+
+/// As FTS5 wants it: between quotation marks nothing but a quotation mark means anything.
+fn match_text(text: &Text) -> String {
+    let within = match text.within {
+        Within::Everything => "",
+        Within::Statement => "{asked} : ",
+        Within::Error => "{error} : ",
+        Within::Body => "{body} : ",
+    };
+    let star = if text.prefix { " *" } else { "" };
+    format!("{within}\"{}\"{star}", text.words.replace('"', "\"\""))
+}
