@@ -103,6 +103,14 @@ pub const OPTIONS: &[ConfigOption] = &[
         example: "200",
     },
     ConfigOption {
+        name: "certificate_life",
+        kind: "duration",
+        default: r#""90d""#,
+        unit: "s, m, h, d; 5s to 3650d",
+        doc: "How long the certificates of node agents are good for. An agent renews its own after two thirds of that; one that was away for longer than the rest joins again with a new token, and keeps its identity and its spool.",
+        example: r#""30d""#,
+    },
+    ConfigOption {
         name: "log_json",
         kind: "true or false",
         default: "false",
@@ -111,6 +119,10 @@ pub const OPTIONS: &[ConfigOption] = &[
         example: "true",
     },
 ];
+
+/// Shorter is for tests; longer, and stolen certificates hardly ever end.
+const CERTIFICATE_LIFE_MIN: Duration = Duration::from_secs(5);
+const CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// What the collector runs by.
 #[derive(Clone, Debug, Deserialize, serde::Serialize)]
@@ -131,6 +143,8 @@ pub struct Config {
     #[serde(deserialize_with = "bytes")]
     pub free_space_floor: u64,
     pub agents_max: usize,
+    #[serde(deserialize_with = "duration")]
+    pub certificate_life: Duration,
     pub log_json: bool,
 }
 
@@ -182,6 +196,9 @@ impl Config {
         }
         if !(1..=4000).contains(&self.agents_max) {
             return Err(ConfigError::Range("`agents_max` is 1 to 4000"));
+        }
+        if !(CERTIFICATE_LIFE_MIN..=CERTIFICATE_LIFE_MAX).contains(&self.certificate_life) {
+            return Err(ConfigError::Range("`certificate_life` is 5s to 3650d"));
         }
         Ok(self)
     }
@@ -286,6 +303,7 @@ mod tests {
             ("keep = 3", "invalid type"),
             ("free_space_warn = \"1MiB\"", "warn too late"),
             ("agents_max = 0", "1 to 4000"),
+            ("certificate_life = \"1s\"", "5s to 3650d"),
             ("listen = ", "is not TOML"),
         ] {
             std::fs::write(&file, text).unwrap();

@@ -8,6 +8,8 @@
 //! * [`keys`]: the collector's own keys
 //! * [`access`]: the one door to every read
 //! * [`api`]: what people and tools ask
+//! * [`search`]: what people type to find exchanges
+//! * [`heartbeats`]: what the spacing of a node's signed log says
 //! * [`retention`]: what deletes, and the keys of the days to come
 //! * [`operations`]: health, readiness and metrics for the operator
 //! * [`verify`]: checks recordings without trusting the collector (used by `weir`)
@@ -19,6 +21,7 @@ pub mod api;
 pub mod clock;
 pub mod config;
 pub mod disk;
+pub mod heartbeats;
 pub mod ingest;
 pub mod keys;
 pub mod listener;
@@ -27,6 +30,7 @@ pub mod logs;
 pub mod metrics;
 pub mod operations;
 pub mod retention;
+pub mod search;
 pub mod serve;
 pub mod store;
 pub mod verify;

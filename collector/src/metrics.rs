@@ -18,12 +18,14 @@ pub struct Metrics {
     pub store_errors: Counter<u64, AtomicU64>,
     pub alerts: Counter<u64, AtomicU64>,
     pub enrolled: Counter<u64, AtomicU64>,
+    pub renewed: Counter<u64, AtomicU64>,
     pub calls_allowed: Counter<u64, AtomicU64>,
     pub calls_refused: Counter<u64, AtomicU64>,
     pub connections_refused: Counter<u64, AtomicU64>,
     pub segments_expired: Counter<u64, AtomicU64>,
     pub orphans_swept: Counter<u64, AtomicU64>,
     pub agents: Gauge,
+    pub nodes_fell_silent: Counter<u64, AtomicU64>,
     pub in_flight_bytes: Gauge,
     pub free_bytes: Gauge,
 }
@@ -45,6 +47,7 @@ impl Metrics {
         r.register("store_errors", "Failures of disk or index", self.store_errors.clone());
         r.register("alerts", "Signs of tampering", self.alerts.clone());
         r.register("enrolled", "Node agents enrolled", self.enrolled.clone());
+        r.register("renewed", "Certificates of node agents renewed", self.renewed.clone());
         r.register("calls_allowed", "Queries and admin calls allowed", self.calls_allowed.clone());
         r.register("calls_refused", "Queries and admin calls refused", self.calls_refused.clone());
         r.register(
@@ -57,6 +60,11 @@ impl Metrics {
             "orphans_swept",
             "Bundles deleted because no transaction ever named them",
             self.orphans_swept.clone(),
+        );
+        r.register(
+            "nodes_fell_silent",
+            "Times that a node agent's heartbeats stayed away",
+            self.nodes_fell_silent.clone(),
         );
         r.register("agents", "Node agents with a stream now", self.agents.clone());
         r.register(

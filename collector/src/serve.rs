@@ -23,9 +23,9 @@ use crate::api::{AdminService, QueryService, Searching};
 use crate::clock;
 use crate::config::Config;
 use crate::disk::Disk;
+use crate::heartbeats::SILENCE_MAX;
 use crate::ingest::committer::Budget;
 use crate::ingest::service::ENROLMENTS_MAX;
-use crate::heartbeats::SILENCE_MAX;
 use crate::ingest::{Acceptance, Bounded, Committer, Connected, IngestService};
 use crate::keys::{Keys, KeysError, ServerCertificate, files};
 use crate::listener;
@@ -295,7 +295,10 @@ async fn watch_silence(index: crate::store::Index, metrics: Metrics, shutdown: C
             Ok(0) => {}
             Ok(silent) => {
                 metrics.nodes_fell_silent.inc_by(silent);
-                tracing::warn!(nodes = silent, "heartbeats of node agents stay away; `weir agents` says whose");
+                tracing::warn!(
+                    nodes = silent,
+                    "heartbeats of node agents stay away; `weir agents` says whose"
+                );
             }
             Err(error) => tracing::error!(error = %crate::chain(&error), "looking for silent node agents"),
         }

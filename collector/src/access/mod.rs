@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
 use crate::clock;
+use crate::listener::Peer;
 use crate::metrics::Metrics;
 use crate::store::sqlite::AccessEntry;
 use crate::store::{Index, StoreError};
@@ -88,6 +89,7 @@ impl Access {
         subject: impl FnOnce(&T) -> String,
     ) -> Result<(Caller, T), Status> {
         let caller = self.caller(&request).await.map_err(|error| failed(&error))?;
+        let peer = request.extensions().get::<Peer>().cloned();
         let message = request.into_inner();
         let refusal = match &caller {
             None => Some(Status::unauthenticated(
@@ -115,6 +117,7 @@ impl Access {
         self.index.access_log(&entry).await.map_err(|error| failed(&error))?;
         match (caller, refusal) {
             (Some(caller), None) => {
+                peer.iter().for_each(Peer::is_known);
                 self.metrics.calls_allowed.inc();
                 Ok((caller, message))
             }

@@ -13,6 +13,7 @@ use weir_proto::{NodeId, SessionId};
 use super::check::{Checked, Refusal};
 use crate::clock;
 use crate::disk::Disk;
+use crate::heartbeats::Sign;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::store::rows::{
@@ -475,6 +476,8 @@ fn accepted_entry(entry: &v1::NodeEntry, hash: Hash, signed: &v1::SignedNodeEntr
     AcceptedEntry {
         index: entry.index,
         hash,
+        sign: Sign::of(entry),
+        agent: entry.agent.as_ref().map(prost::Message::encode_to_vec),
         unix_ns: unix_ns(&anchor, entry.at_ns),
         signed: signed.encode_to_vec(),
         heartbeat: entry.heartbeat.clone(),

@@ -1,4 +1,7 @@
-//! A join token becomes a node: its signing key is pinned, its certificate signed.
+//! A join token becomes a node: its signing key is pinned, its certificate signed. Later its certificate is renewed, for a
+//! request that both its old certificate and its signing key vouch for.
+
+use std::time::Duration;
 
 use tonic::Status;
 use weir_proto::seal::{self, VerifyingKey};
@@ -9,7 +12,10 @@ use crate::clock;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::store::Index;
-use crate::store::rows::{Enrolled, NewNode};
+use crate::store::rows::{Enrolled, NewNode, NodeRow};
+
+use super::connected::REVOKED;
+use super::stream::store_status;
 
 /// Longest certificate request, token and name taken.
 const CSR_BYTES_MAX: usize = 8 * 1024;
@@ -20,6 +26,7 @@ pub(super) async fn enroll(
     index: &Index,
     keys: &Keys,
     metrics: &Metrics,
+    life: Duration,
     request: v1::EnrollRequest,
 ) -> Result<v1::EnrollResponse, Status> {
     if request.csr_der.len() > CSR_BYTES_MAX || request.token.len() > TOKEN_BYTES_MAX {
@@ -43,7 +50,7 @@ pub(super) async fn enroll(
         Ok(true) => {
             // Signed before the token is spent: a request that cannot be signed costs no use.
             keys.authority
-                .node_certificate(&request.csr_der, node)
+                .node_certificate(&request.csr_der, node, life)
                 .map_err(|error| Status::invalid_argument(format!("the certificate request: {error}")))?;
             index.node_enroll(&new, |pattern| matches(pattern, &request.name)).await
         }
@@ -63,9 +70,10 @@ pub(super) async fn enroll(
         }
         Ok(Enrolled::KnownKey) => {
             return Err(Status::already_exists(
-                "this signing key is enrolled already: enrol with an empty state directory",
+                "this signing key is enrolled already, under another name: join with `--name` as before, or with an empty state directory",
             ));
         }
+        Ok(Enrolled::Revoked) => return Err(Status::permission_denied(REVOKED)),
         Err(error) => {
             tracing::error!(error = %crate::chain(&error), "enrolment");
             return Err(Status::unavailable("the collector's store failed: try again"));
@@ -73,8 +81,9 @@ pub(super) async fn enroll(
     };
     let (certificate, not_after) = keys
         .authority
-        .node_certificate(&request.csr_der, node)
+        .node_certificate(&request.csr_der, node, life)
         .map_err(|error| Status::internal(format!("signing the certificate: {error}")))?;
+    index.node_certified(&node, not_after.unix_timestamp()).await.map_err(store_status)?;
     metrics.enrolled.inc();
     tracing::info!(%node, name = request.name, "a node enrolled");
     Ok(v1::EnrollResponse {
@@ -83,7 +92,42 @@ pub(super) async fn enroll(
         ca_der: keys.authority.certificate_der().to_vec().into(),
         receipt_key: keys.receipts.verifying_key().to_bytes().to_vec().into(),
         not_after_unix: not_after.unix_timestamp(),
+        life_seconds: seconds(life),
     })
+}
+
+/// A new certificate for a node that has come with one that still holds.
+pub(super) async fn renew(
+    index: &Index,
+    keys: &Keys,
+    metrics: &Metrics,
+    life: Duration,
+    node: &NodeRow,
+    request: v1::RenewRequest,
+) -> Result<v1::RenewResponse, Status> {
+    if request.csr_der.len() > CSR_BYTES_MAX {
+        return Err(Status::invalid_argument("the certificate request is larger than one can be"));
+    }
+    let key = VerifyingKey::from_bytes(&node.signing_key)
+        .map_err(|_| Status::internal("the node's signing key in the index is not one"))?;
+    seal::verify_renew_proof(&key, &node.id, &request.csr_der, &request.proof)
+        .map_err(|error| Status::permission_denied(error.to_string()))?;
+    let (certificate, not_after) = keys
+        .authority
+        .node_certificate(&request.csr_der, node.id, life)
+        .map_err(|error| Status::invalid_argument(format!("the certificate request: {error}")))?;
+    index.node_certified(&node.id, not_after.unix_timestamp()).await.map_err(store_status)?;
+    metrics.renewed.inc();
+    tracing::info!(node = %node.id, name = node.name, until = %not_after, "a node's certificate was renewed");
+    Ok(v1::RenewResponse {
+        certificate_der: certificate.into(),
+        not_after_unix: not_after.unix_timestamp(),
+        life_seconds: seconds(life),
+    })
+}
+
+fn seconds(life: Duration) -> i64 {
+    i64::try_from(life.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The signing key, proven to be held by whoever asks.

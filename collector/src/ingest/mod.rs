@@ -1,7 +1,7 @@
 //! From a node agent's stream to a receipt: verify -> put bundle -> one SQL transaction -> signed receipt.
 //!
-//! * [`service`]: the two calls of `weir.v1.Ingest`, and who may make them
-//! * [`enroll`]: a join token becomes a node
+//! * [`service`]: the calls of `weir.v1.Ingest`, and who may make them; [`bounded`]: how much room the small ones get
+//! * [`enroll`]: a join token becomes a node, a node's certificate is renewed
 //! * [`stream`]: one agent's stream, bounded in all it can hold
 //! * [`check`]: what one sealed segment must prove by itself
 //! * [`digest`]: what its events say, for the index
@@ -10,6 +10,7 @@
 //! * [`connected`]: which agents have a stream now
 
 pub mod acceptance;
+pub mod bounded;
 pub mod check;
 pub mod committer;
 pub mod connected;
@@ -19,6 +20,7 @@ pub mod service;
 pub mod stream;
 
 pub use acceptance::Acceptance;
+pub use bounded::Bounded;
 pub use committer::Committer;
 pub use connected::Connected;
 pub use service::IngestService;

@@ -1,5 +1,5 @@
-//! The two calls of `weir.v1.Ingest`. Enroll is open to whoever holds a join token; Ship to whoever holds a node's
-//! certificate. A query credential opens neither.
+//! The calls of `weir.v1.Ingest`. Enroll is open to whoever holds a join token; Ship and Renew to whoever holds a node's
+//! certificate. A query credential opens none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +14,16 @@ use weir_proto::v1::{self, to_collector};
 
 use super::acceptance::Answer;
 use super::committer::{Budget, Committer};
-use super::connected::{Connected, Seat};
-use super::enroll::enroll;
+use super::connected::{Connected, REVOKED, Seat};
+use super::enroll::{enroll, renew};
 use super::stream::{AGENT_BYTES_MAX, ANSWERS_MAX, AgentStream, store_status};
 use crate::keys::{Keys, node_of_certificate};
+use crate::listener::Peer;
 use crate::metrics::Metrics;
 use crate::store::Index;
 use crate::store::rows::NodeRow;
 
-/// Enrolments at a time: they are the only work that a stranger can cause, and each signs.
+/// Enrolments and renewals at a time: the first are the only work that a stranger can cause, and each signs.
 pub const ENROLMENTS_MAX: usize = 4;
 /// A stream that says nothing at first is given up.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +36,8 @@ pub struct IngestService {
     pub enrolments: Semaphore,
     pub all: Budget,
     pub connected: Connected,
+    /// How long the certificates given out are good for.
+    pub certificate_life: Duration,
     pub shutdown: CancellationToken,
     pub metrics: Metrics,
 }
@@ -47,7 +50,21 @@ impl Ingest for IngestService {
     ) -> Result<Response<v1::EnrollResponse>, Status> {
         let closed = |_| Status::unavailable("the collector is shutting down");
         let _place = self.enrolments.acquire().await.map_err(closed)?;
-        enroll(&self.index, &self.keys, &self.metrics, request.into_inner()).await.map(Response::new)
+        let acquaintance = request.extensions().get::<Peer>().cloned();
+        let life = self.certificate_life;
+        let answer = enroll(&self.index, &self.keys, &self.metrics, life, request.into_inner()).await?;
+        acquaintance.iter().for_each(Peer::is_known);
+        Ok(Response::new(answer))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let node = self.node_of(&request).await?;
+        let closed = |_| Status::unavailable("the collector is shutting down");
+        let _place = self.enrolments.acquire().await.map_err(closed)?;
+        let life = self.certificate_life;
+        renew(&self.index, &self.keys, &self.metrics, life, &node, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type ShipStream = ReceiverStream<Answer>;
@@ -71,12 +88,13 @@ impl IngestService {
     async fn node_of<T>(&self, request: &Request<T>) -> Result<NodeRow, Status> {
         let stranger =
             || Status::unauthenticated("shipping needs a node's client certificate: enrol with a join token");
-        let certificates = request.peer_certs().ok_or_else(stranger)?;
-        let node = certificates.first().and_then(|leaf| node_of_certificate(leaf)).ok_or_else(stranger)?;
+        let peer = request.extensions().get::<Peer>().ok_or_else(stranger)?;
+        let node = peer.certificate().and_then(|leaf| node_of_certificate(leaf)).ok_or_else(stranger)?;
         let row = self.index.node(&node).await.map_err(store_status)?.ok_or_else(stranger)?;
         if row.revoked {
-            return Err(Status::permission_denied("this node is revoked"));
+            return Err(Status::permission_denied(REVOKED));
         }
+        peer.is_known();
         Ok(row)
     }
 
@@ -117,6 +135,7 @@ async fn hello(
         Ok(Err(status)) => Err(status),
         Err(_) => Err(Status::deadline_exceeded("a stream begins with a hello, and none came")),
     };
+    let stream_version = hello.as_ref().map_or(0, |hello| hello.stream_version);
     let welcome = match hello {
         Ok(hello) => agent.welcome(&hello).await,
         Err(status) => Err(status),
@@ -129,5 +148,5 @@ async fn hello(
         return;
     }
     tracing::info!(%node, "an agent's stream began");
-    agent.run(inbound, answers, seat).await;
+    agent.run(inbound, answers, seat, stream_version).await;
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
-use weir_proto::seal::{self, FORMAT_VERSION, GenerationKey, VerifyingKey};
+use weir_proto::seal::{self, FORMAT_VERSION, GenerationKey, STREAM_VERSION, VerifyingKey};
 use weir_proto::v1::{self, refused::Why, to_agent, to_collector};
 use weir_proto::{GenerationId, NodeId};
 
 use super::acceptance::{Answer, Offer};
 use super::check::{self, Refusal};
 use super::committer::{Budget, Committer, Held, Work};
-use super::connected::Seat;
+use super::connected::{REVOKED, Seat};
 use crate::clock;
 use crate::keys::Keys;
 use crate::keys::hpke::{self, DAYS_AHEAD, DEFAULT_CLASS, ReceivedWrap};
@@ -28,8 +28,10 @@ pub const AGENT_BYTES_MAX: u32 = 32 * 1024 * 1024;
 pub const ANSWERS_MAX: usize = 1024;
 /// Generation keys kept open per stream: the current one, and those of a spool that is being resent.
 const GENERATIONS_MAX: usize = 16;
-/// A stream is ended after this time, so that the agent comes back for the keys of the days ahead.
+/// A stream is ended after this time: agents spread over replicas, and an old agent gets the keys of the days ahead.
 const STREAM_LIFE: Duration = Duration::from_secs(12 * 3600);
+/// How often a connected agent gets a fresh key set: one that never reconnects must not run out of days.
+const KEYS_INTERVAL: Duration = Duration::from_secs(3600);
 /// Entries of one message.
 const ENTRIES_MAX: usize = 4096;
 
@@ -51,6 +53,7 @@ impl AgentStream {
         if hello.node_id[..] != self.node.as_bytes()[..] {
             return Err(Status::permission_denied("the hello names another node than the certificate"));
         }
+        reads(hello)?;
         let now = clock::unix_ms();
         self.index
             .node_seen(&self.node, &shortened(&hello.agent_version), now)
@@ -59,19 +62,18 @@ impl AgentStream {
         let row = self.index.node(&self.node).await.map_err(store_status)?;
         let row = row.ok_or_else(|| Status::permission_denied("the node is not known any more"))?;
         if row.revoked {
-            return Err(Status::permission_denied("this node is revoked"));
+            return Err(Status::permission_denied(REVOKED));
         }
-        let today = hpke::day_of(now);
-        let mut keys = self.index.hpke_key_list(DEFAULT_CLASS, today).await.map_err(store_status)?;
-        keys.truncate(DAYS_AHEAD as usize + 1);
+        let keys = key_set(&self.index, &self.keys, now).await.map_err(store_status)?;
         let welcome = v1::Welcome {
             format_min: u32::from(FORMAT_VERSION),
             format_max: u32::from(FORMAT_VERSION),
             collector_version: env!("CARGO_PKG_VERSION").into(),
-            keys: Some(hpke::key_set(&self.keys.receipts, &keys, now)),
+            keys: Some(keys),
             node_entries: row.log_entries,
             node_head: if row.log_entries == 0 { Bytes::new() } else { row.log_head.into() },
             next_number: row.next_number,
+            stream_version: STREAM_VERSION,
         };
         Ok(v1::ToAgent { message: Some(to_agent::Message::Welcome(welcome)) })
     }
@@ -82,13 +84,16 @@ impl AgentStream {
         mut inbound: Streaming<v1::ToCollector>,
         answers: mpsc::Sender<Answer>,
         seat: Seat,
+        stream_version: u32,
     ) {
-        let ended = seat.ended.clone();
-        // The only choice to make here: the agent's next step, or the end of its seat or of the stream's life.
+        let refresh = refresh_keys(self.index.clone(), self.keys.clone(), answers.clone(), stream_version);
+        // The only choice to make here: the agent's next step, newer keys for it, or the end of its seat or of the
+        // stream's life.
         let end = tokio::select! {
-            end = self.read(&mut inbound, &answers) => end,
+            end = self.read(&mut inbound, &answers, &seat) => end,
+            end = refresh => end,
             () = tokio::time::sleep(STREAM_LIFE) => Err(Status::unavailable("the stream has lived long enough: reconnect")),
-            () = ended.cancelled() => Err(Status::aborted("the stream was ended: revoked, replaced by a newer one, or shutting down")),
+            status = seat.ended() => Err(status),
         };
         if let Err(status) = end {
             tracing::info!(node = %self.node, %status, "an agent's stream ended");
@@ -101,6 +106,7 @@ impl AgentStream {
         &mut self,
         inbound: &mut Streaming<v1::ToCollector>,
         answers: &mpsc::Sender<Answer>,
+        seat: &Seat,
     ) -> Result<(), Status> {
         loop {
             let Ok(place) = answers.clone().reserve_owned().await else { return Ok(()) };
@@ -108,7 +114,12 @@ impl AgentStream {
             match message.message {
                 Some(to_collector::Message::Segment(sealed)) => self.segment(sealed, place).await?,
                 Some(to_collector::Message::Wrap(wrap)) => self.wrap(wrap).await?,
-                Some(to_collector::Message::Node(entries)) => self.entries(entries, place).await?,
+                Some(to_collector::Message::Node(entries)) => {
+                    if entries.sent_unix_ns != 0 {
+                        seat.said_clock((entries.sent_unix_ns / 1_000_000).saturating_sub(clock::unix_ms()));
+                    }
+                    self.entries(entries, place).await?;
+                }
                 Some(to_collector::Message::Hello(_)) => {
                     return Err(Status::invalid_argument("a stream has one hello"));
                 }
@@ -236,6 +247,50 @@ impl AgentStream {
         let agent = self.mine.take(bytes).await.ok_or_else(closed)?;
         let all = self.all.take(bytes).await.ok_or_else(closed)?;
         Ok(Held { agent, all })
+    }
+}
+
+/// What the agent writes must be readable here, or it must keep it: nothing is taken on trust.
+fn reads(hello: &v1::Hello) -> Result<(), Status> {
+    let ours = u32::from(FORMAT_VERSION);
+    // A first version's hello that leaves the range out means format 1.
+    let (min, max) = (hello.format_min.max(1), hello.format_max.max(1));
+    if (min..=max).contains(&ours) {
+        return Ok(());
+    }
+    let older = if min > ours { "this collector" } else { "that node agent" };
+    Err(Status::failed_precondition(format!(
+        "collector {} reads segment format {ours}, node agent {} writes {min} to {max}: upgrade {older}; the agent's spool keeps \
+         everything until then",
+        env!("CARGO_PKG_VERSION"),
+        shortened(&hello.agent_version),
+    )))
+}
+
+/// Today's keys and those of the days ahead.
+async fn key_set(index: &Index, keys: &Keys, now_ms: i64) -> Result<v1::SignedKeySet, StoreError> {
+    let mut list = index.hpke_key_list(DEFAULT_CLASS, hpke::day_of(now_ms)).await?;
+    list.truncate(DAYS_AHEAD as usize + 1);
+    Ok(hpke::key_set(&keys.receipts, &list, now_ms))
+}
+
+/// Sends a fresh key set now and then, to agents that can take one outside the welcome.
+async fn refresh_keys(
+    index: Index,
+    keys: Arc<Keys>,
+    answers: mpsc::Sender<Answer>,
+    stream_version: u32,
+) -> Result<(), Status> {
+    loop {
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        if stream_version == 0 {
+            continue;
+        }
+        let set = key_set(&index, &keys, clock::unix_ms()).await.map_err(store_status)?;
+        let fresh = v1::ToAgent { message: Some(to_agent::Message::Keys(set)) };
+        if answers.send(Ok(fresh)).await.is_err() {
+            return Ok(());
+        }
     }
 }
 

@@ -20,7 +20,6 @@ use super::KeysError;
 
 const CA_LIFE: Duration = Duration::days(20 * 365);
 const SERVER_LIFE: Duration = Duration::days(397);
-const NODE_LIFE: Duration = Duration::days(365);
 /// Clocks differ: certificates are valid a little before they were made.
 const CLOCK_SLACK: Duration = Duration::hours(1);
 /// How a node's certificate names its node.
@@ -63,6 +62,7 @@ impl Authority {
         &self,
         csr_der: &[u8],
         node: NodeId,
+        life: std::time::Duration,
     ) -> Result<(Vec<u8>, OffsetDateTime), KeysError> {
         let mut request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))?;
@@ -71,7 +71,7 @@ impl Authority {
         params.subject_alt_names = vec![SanType::URI(format!("{NODE_URI}{node}").try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        validity(&mut params, NODE_LIFE);
+        validity(&mut params, Duration::try_from(life).unwrap_or(CA_LIFE));
         let not_after = params.not_after;
         request.params = params;
         Ok((request.signed_by(&self.issuer)?.der().to_vec(), not_after))
@@ -177,6 +177,8 @@ pub fn node_of_certificate(der: &[u8]) -> Option<NodeId> {
 mod tests {
     use super::*;
 
+    const A_DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
     fn authority() -> Authority {
         let (certificate, key) = Authority::create().unwrap();
         Authority::load(certificate.as_bytes(), key.as_bytes()).unwrap()
@@ -189,7 +191,7 @@ mod tests {
         wish.distinguished_name.push(DnType::CommonName, "somebody else");
         let csr = wish.serialize_request(&key).unwrap();
         let node = NodeId::generate();
-        let (der, _) = authority().node_certificate(csr.der(), node).unwrap();
+        let (der, _) = authority().node_certificate(csr.der(), node, A_DAY).unwrap();
         assert_eq!(node_of_certificate(&der), Some(node));
         let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert!(!certificate.subject().to_string().contains("somebody"));
@@ -203,8 +205,8 @@ mod tests {
         let mut der = csr.der().to_vec();
         let last = der.len() - 1;
         der[last] ^= 1;
-        assert!(authority().node_certificate(&der, NodeId::generate()).is_err());
-        assert!(authority().node_certificate(b"nonsense", NodeId::generate()).is_err());
+        assert!(authority().node_certificate(&der, NodeId::generate(), A_DAY).is_err());
+        assert!(authority().node_certificate(b"nonsense", NodeId::generate(), A_DAY).is_err());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use weir_proto::seal::{Anchor, Hash};
 use weir_proto::{GenerationId, NodeId, RunId, SessionId, v1};
 
+use crate::heartbeats::Sign;
+
 /// A node as the index knows it.
 #[derive(Clone)]
 pub struct NodeRow {
@@ -32,8 +34,10 @@ pub enum Enrolled {
     As(NodeId),
     /// No such token, used up, expired, or not for this name: a stranger is not told which.
     Refused,
-    /// The signing key belongs to a node already.
+    /// The signing key belongs to a node of another name already.
     KnownKey,
+    /// It belongs to a node that was revoked.
+    Revoked,
 }
 
 /// Where a session's chain stands in the index.
@@ -149,6 +153,10 @@ pub struct AcceptedEntry {
     pub hash: Hash,
     pub unix_ns: i64,
     pub signed: Vec<u8>,
+    /// When it was said, and what it says of the agent's life.
+    pub sign: Sign,
+    /// Encoded `AgentState`, where it says how the agent stands.
+    pub agent: Option<Vec<u8>>,
     pub heartbeat: Option<v1::Heartbeat>,
     pub synchronized: bool,
     /// Highest number this entry opens, or 0.

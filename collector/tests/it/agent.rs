@@ -123,6 +123,7 @@ impl Agent {
             format_max: 1,
             agent_version: "test".into(),
             node_id: self.node.to_field(),
+            ..Default::default()
         };
         self.connect_saying(collector, to_collector::Message::Hello(hello)).await
     }
@@ -397,7 +398,7 @@ impl Shipping {
     }
 
     pub(crate) async fn entries(&mut self, signed: Vec<Bytes>) -> Result<v1::NodeReceipt, Status> {
-        self.send(to_collector::Message::Node(v1::NodeEntries { signed })).await;
+        self.send(to_collector::Message::Node(v1::NodeEntries { signed, ..Default::default() })).await;
         match self.answer().await? {
             to_agent::Message::Node(receipt) => Ok(receipt),
             other => panic!("expected a node receipt, got {other:?}"),

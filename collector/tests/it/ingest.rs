@@ -463,7 +463,7 @@ async fn nonsense_on_the_stream_harms_nobody() {
         let field = Bytes::from(bytes);
         let message = match choice {
             0 => to_collector::Message::Segment(v1::SealedSegment { bytes: field.clone(), signature: field }),
-            1 => to_collector::Message::Node(v1::NodeEntries { signed: vec![field] }),
+            1 => to_collector::Message::Node(v1::NodeEntries { signed: vec![field], ..Default::default() }),
             2 => to_collector::Message::Wrap(v1::Wrap {
                 generation_id: field.clone(),
                 key_id: field.clone(),

@@ -167,7 +167,7 @@ impl Client {
         let mut nodes = Vec::new();
         let mut cursor = String::new();
         loop {
-            let asked = v1::NodesRequest { page: page_at(PAGE_ROWS, cursor) };
+            let asked = v1::NodesRequest { page: page_at(PAGE_ROWS, cursor), ..Default::default() };
             let answer = self.query.nodes(asked).await?.into_inner();
             nodes.extend(answer.nodes);
             cursor = answer.next_cursor;

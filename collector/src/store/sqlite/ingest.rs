@@ -9,9 +9,7 @@ use weir_proto::{NodeId, RunId, SessionId, v1};
 use super::rows::Insert;
 use super::{SqliteIndex, fixed, int, uint};
 use crate::store::StoreError;
-use crate::store::rows::{
-    Accepted, AcceptedEntries, Alert, Batch, ChainRow, Exchange, HeldRow, Untaken, unix_ns,
-};
+use crate::store::rows::{Accepted, Alert, Batch, ChainRow, Exchange, HeldRow, Untaken, unix_ns};
 
 /// Alert rows kept per node and kind. More are only counted: a hostile node must neither fill the disk with them, nor hide
 /// a rare kind behind a common one.
@@ -122,7 +120,7 @@ impl SqliteIndex {
             }
         }
         for entries in &batch.node_entries {
-            node_entries_insert(&mut tx, entries).await?;
+            super::fleet::node_entries_insert(&mut tx, entries).await?;
         }
         for alert in &batch.alerts {
             alert_insert(&mut tx, alert).await?;
@@ -536,43 +534,6 @@ async fn gaps_insert(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), StoreErr
         .await?;
     }
     Ok(())
-}
-
-async fn node_entries_insert(tx: &mut Tx<'_>, accepted: &AcceptedEntries) -> Result<(), StoreError> {
-    let Some(last) = accepted.entries.last() else { return Ok(()) };
-    for entry in &accepted.entries {
-        sqlx::query(
-            "INSERT INTO node_entry (node_id, idx, hash, unix_ns, signed, received_ms) \
-             VALUES (?, ?, ?, ?, ?, CAST(unixepoch('subsec') * 1000 AS INTEGER))",
-        )
-        .bind(&accepted.node.as_bytes()[..])
-        .bind(int(entry.index))
-        .bind(&entry.hash[..])
-        .bind(entry.unix_ns)
-        .bind(&entry.signed)
-        .execute(&mut **tx)
-        .await?;
-    }
-    let heartbeat = accepted.entries.iter().rev().find_map(|entry| entry.heartbeat.clone());
-    let opened = accepted.entries.iter().map(|entry| entry.opened_max).max().unwrap_or(0);
-    let beat = heartbeat.unwrap_or_default();
-    let changed = sqlx::query(
-        "UPDATE node SET log_entries = ?1, log_head = ?2, next_number = MAX(next_number, ?3), spooled_segments = ?4, \
-         spooled_bytes = ?5, unobserved = ?6, clock_synchronized = ?7 WHERE id = ?8 AND log_entries = ?9",
-    )
-    .bind(int(last.index.saturating_add(1)))
-    .bind(&last.hash[..])
-    .bind(int(beat.next_number.max(opened.saturating_add(1))))
-    .bind(int(beat.spooled_segments))
-    .bind(int(beat.spooled_bytes))
-    .bind(int(beat.unobserved))
-    .bind(last.synchronized)
-    .bind(&accepted.node.as_bytes()[..])
-    .bind(int(accepted.from))
-    .execute(&mut **tx)
-    .await?
-    .rows_affected();
-    if changed == 1 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
 async fn alert_insert(tx: &mut Tx<'_>, alert: &Alert) -> Result<(), StoreError> {

@@ -3,18 +3,21 @@
 //! * [`ingest`]: the transaction that commits a batch of segments; [`rows`]: many rows by one statement
 //! * [`exchanges`]: exchanges, read back out of their small rows
 //! * [`nodes`]: nodes, their enrolment, wraps and keys
+//! * [`fleet`]: how nodes stand, and the times in which they gave no sign of life
 //! * [`access`]: credentials, join tokens, the access log, alerts
-//! * [`reads`]: what people ask for
+//! * [`reads`]: what people ask for; [`search`]: what they search for
 //! * [`stored`]: what is held as it came, for playing and proving
 //! * [`retention`]: what deletes
 
 mod access;
 mod exchanges;
+mod fleet;
 mod ingest;
 mod nodes;
 mod reads;
 mod retention;
 mod rows;
+mod search;
 mod stored;
 
 use std::path::Path;
@@ -31,11 +34,13 @@ use super::StoreError;
 
 pub use access::AccessEntry;
 pub use reads::{BadCursor, ReadError, RunFilter, SessionFilter, Subject, coverage_name};
+pub use search::{Extent, HitRow, SearchError, Seeking, Sought};
 
 /// (version, name, SQL), in order. A released migration is never edited: a new one is added.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "recordings", include_str!("../../../migrations/sqlite/0001_recordings.sql")),
     (2, "exchange rows", include_str!("../../../migrations/sqlite/0002_exchange_rows.sql")),
+    (3, "fleet", include_str!("../../../migrations/sqlite/0003_fleet.sql")),
 ];
 const READERS: u32 = 4;
 /// How long a writer waits for another process (`weir-collector token`) to finish its transaction.

@@ -1,4 +1,4 @@
-//! Nodes: enrolment, revocation, their wraps, and the keys that open them.
+//! Nodes: enrolment, revocation, their wraps, and the keys that open them. How they stand is in [`super::fleet`].
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -55,16 +55,23 @@ impl SqliteIndex {
             .bind(&new.signing_key[..])
             .fetch_optional(&mut *tx)
             .await?;
-        if let Some(known) = known {
-            // The answer to the first attempt was lost: the same key with the same token gets the same node.
-            let same_token = known.try_get::<Option<&[u8]>, _>("join_token")? == Some(&new.token_hash[..]);
-            let same_name = known.try_get::<&str, _>("name")? == new.name;
-            let live = known.try_get::<Option<i64>, _>("revoked_ms")?.is_none();
-            return Ok(if same_token && same_name && live {
-                Enrolled::As(NodeId::from_bytes(fixed(&known, "id")?))
-            } else {
-                Enrolled::KnownKey
-            });
+        // Who holds a node's signing key is that node: it gets its own id again, and a certificate in place of one that it
+        // lost or let expire.
+        let again = match &known {
+            Some(known) if known.try_get::<Option<i64>, _>("revoked_ms")?.is_some() => {
+                return Ok(Enrolled::Revoked);
+            }
+            Some(known) if known.try_get::<&str, _>("name")? != new.name => return Ok(Enrolled::KnownKey),
+            Some(known) => Some(NodeId::from_bytes(fixed(known, "id")?)),
+            None => None,
+        };
+        // The answer to the first attempt was lost: that costs the token no second use.
+        let repeated = match &known {
+            Some(known) => known.try_get::<Option<&[u8]>, _>("join_token")? == Some(&new.token_hash[..]),
+            None => false,
+        };
+        if let Some(node) = again.filter(|_| repeated) {
+            return Ok(Enrolled::As(node));
         }
         if uint(&token, "uses_left")? == 0 {
             return Ok(Enrolled::Refused);
@@ -73,6 +80,15 @@ impl SqliteIndex {
             .bind(&new.token_hash[..])
             .execute(&mut *tx)
             .await?;
+        if let Some(node) = again {
+            sqlx::query("UPDATE node SET join_token = ? WHERE id = ?")
+                .bind(&new.token_hash[..])
+                .bind(&node.as_bytes()[..])
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            return Ok(Enrolled::As(node));
+        }
         sqlx::query(
             "INSERT INTO node (id, name, signing_key, join_token, enrolled_ms, last_seen_ms) VALUES (?, ?, ?, ?, ?, ?)",
         )

@@ -281,46 +281,6 @@ impl SqliteIndex {
         }
         Ok(answer)
     }
-
-    /// By name. `connected` is not the index's to know.
-    pub async fn node_list(&self, page: &v1::Page) -> Result<v1::NodesResponse, ReadError> {
-        let rows = page_rows(page);
-        let cursor = Cursor::parse(&page.cursor)?;
-        let found = sqlx::query(
-            "SELECT * FROM node WHERE (enrolled_ms, id) > (?, ?) ORDER BY enrolled_ms, id LIMIT ?",
-        )
-        .bind(cursor.as_ref().map_or(i64::MIN, |cursor| cursor.time))
-        .bind(cursor.map(|cursor| cursor.id).unwrap_or_default())
-        .bind(int(rows))
-        .fetch_all(&self.readers)
-        .await?;
-        let mut nodes = Vec::with_capacity(found.len());
-        for row in &found {
-            nodes.push(v1::NodeSummary {
-                node_id: NodeId::from_bytes(fixed(row, "id")?).to_field(),
-                name: row.try_get("name")?,
-                agent_version: row.try_get("agent_version")?,
-                last_seen_unix_ms: row.try_get("last_seen_ms")?,
-                connected: false,
-                revoked: row.try_get::<Option<i64>, _>("revoked_ms")?.is_some(),
-                node_entries: uint(row, "log_entries")?,
-                next_number: uint(row, "next_number")?,
-                spooled_segments: uint(row, "spooled_segments")?,
-                spooled_bytes: uint(row, "spooled_bytes")?,
-                alerts: uint(row, "alerts")?,
-                clock_synchronized: row.try_get("clock_synchronized")?,
-                signing_key: row.try_get::<Vec<u8>, _>("signing_key")?.into(),
-                ..Default::default()
-            });
-        }
-        let next_cursor = match found.last() {
-            Some(last) if found.len() as u64 == rows => {
-                Cursor::show(last.try_get("enrolled_ms")?, &fixed::<16>(last, "id")?, 0)
-            }
-            _ => String::new(),
-        };
-        Ok(v1::NodesResponse { nodes, next_cursor })
-    }
 }
 
 /// The hex digits are the beginning of the id, or its end (which is random, and so the shorter name of one of many).
