@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use weir_proto::seal::{FORMAT_VERSION, Hash, NO_HASH, verify_receipt};
+use weir_proto::seal::{FORMAT_VERSION, Hash, NO_HASH, STREAM_VERSION, verify_receipt};
 use weir_proto::v1::refused::Why;
 use weir_proto::v1::{self, NodeEntry, ToAgent, ToCollector, to_agent, to_collector};
 use weir_proto::{GenerationId, SessionId};
@@ -77,6 +77,7 @@ async fn open(
         format_max: FORMAT_VERSION.into(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         node_id: identity.node.to_field(),
+        stream_version: STREAM_VERSION,
     };
     // The channel is new: there is room.
     let _ = outbox.try_send(message(to_collector::Message::Hello(hello)));
@@ -324,7 +325,8 @@ impl<'a> Stream<'a> {
             self.heard_at = Instant::now();
         }
         self.entries_sent += signed.len() as u64;
-        self.outgoing.push_back(to_collector::Message::Node(v1::NodeEntries { signed }));
+        let sent_unix_ns = clock::wall().unix_ns;
+        self.outgoing.push_back(to_collector::Message::Node(v1::NodeEntries { signed, sent_unix_ns }));
         Ok(())
     }
 
@@ -334,7 +336,10 @@ impl<'a> Stream<'a> {
             Some(to_agent::Message::Receipt(receipt)) => self.receipt(&receipt),
             Some(to_agent::Message::Refused(refused)) => self.refused(&refused),
             Some(to_agent::Message::Node(node)) => self.node_receipt(&node),
-            Some(to_agent::Message::Welcome(_)) | None => self.make_no_sense("a second welcome, or nothing"),
+            Some(to_agent::Message::Keys(keys)) => Ok(self.shipper.ring.update(&keys)?),
+            Some(to_agent::Message::Welcome(_)) => self.make_no_sense("a second welcome"),
+            // A collector of a later version may say more than is known here; it was told our version.
+            None => Ok(()),
         }
     }
 

@@ -97,6 +97,7 @@ impl Ingest for Collector {
             ca_der: Bytes::new(),
             receipt_key: Bytes::copy_from_slice(held.signing.verifying_key().as_bytes()),
             not_after_unix: 0,
+            life_seconds: 0,
         }))
     }
 
@@ -178,6 +179,7 @@ impl Held {
                 Bytes::copy_from_slice(&self.log.head)
             },
             next_number: self.entries.iter().flat_map(|e| &e.opened).map(|o| o.number + 1).max().unwrap_or(1),
+            stream_version: 0,
         }
     }
 
