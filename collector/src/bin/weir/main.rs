@@ -3,15 +3,18 @@
 //! * [`home`]: where credentials and pinned keys are kept
 //! * [`client`]: the connection, and what everyone names: a run, a session, a node
 //! * [`output`]: tables, times, sizes; nothing of a recording reaches the terminal unescaped
-//! * the commands: [`lists`], [`timeline`], [`play`], [`check`], [`administration`]
+//! * the commands: [`lists`], [`timeline`], [`play`], [`search`], [`tail`], [`check`], [`administration`]
 
 mod administration;
 mod check;
 mod client;
+mod hits;
 mod home;
 mod lists;
 mod output;
 mod play;
+mod search;
+mod tail;
 mod timeline;
 
 use std::path::PathBuf;
@@ -61,6 +64,10 @@ enum Command {
     Show(timeline::Show),
     /// The recorded rows and bytes themselves
     Play(play::Play),
+    /// Find exchanges by words, phrases and fields, the newest first
+    Search(search::Search),
+    /// Follow exchanges as they end
+    Tail(tail::Tail),
     /// Check signatures, chains, receipts and completeness on this machine, without trusting the collector
     ///
     /// Exit code 0: all holds. 1: something is wrong, and is named. 2: it could not be checked.
@@ -108,6 +115,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Sessions(command) => command.run(how).await?,
         Command::Show(command) => command.run(how).await?,
         Command::Play(command) => command.run(how).await?,
+        Command::Search(command) => command.run(how).await?,
+        Command::Tail(command) => command.run(how).await?,
         Command::Verify(command) => return command.run(how).await,
         Command::Coverage(command) => command.run(how).await?,
         Command::Nodes => lists::nodes(how).await?,

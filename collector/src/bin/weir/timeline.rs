@@ -231,7 +231,7 @@ fn parameter((at, value): (usize, &v1::Value)) -> String {
     format!("${}={shown}", at + 1)
 }
 
-fn result(exchange: &v1::ExchangeSummary, finished: &v1::Finished) -> String {
+pub(crate) fn result(exchange: &v1::ExchangeSummary, finished: &v1::Finished) -> String {
     let mut parts = Vec::new();
     match finished.outcome() {
         v1::Outcome::Ok => {
