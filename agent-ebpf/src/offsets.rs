@@ -24,3 +24,19 @@ pub struct TaskOffsets {
 }
 
 const _: () = assert!(size_of::<TaskOffsets>() == 32);
+
+/// Offsets of what a program can do without; 0 = this kernel's types do not name it, and the program goes without.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OptionalOffsets {
+    /// `task_struct.mm`: pointer to mm_struct
+    pub mm: u32,
+    /// `mm_struct.start_stack`: u64
+    pub start_stack: u32,
+    /// `bpf_sock_addr_kern.uaddr`, of what the context of a connect hook really is: pointer to the address that the
+    /// application gave, in the kernel's copy
+    pub call_address: u32,
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<OptionalOffsets>() == 16);

@@ -127,7 +127,13 @@ pub struct FlowRecord {
     /// The key it waited under. The accepting side compares it with its own socket, so that a slot of the table which
     /// was reused while it was copied is never taken for another connection.
     pub tuple: TupleKey,
-    pub reserved_words: [u64; 4],
+    /// `mm_struct.start_stack` of the process, which /proc shows too; 0 where this kernel does not let us read it. Placed at
+    /// random by every exec, it tells user space whether it still looks at the image that connected.
+    pub stack: u64,
+    /// The interface index that a link-local IPv6 destination was given with, or 0.
+    pub scope: u32,
+    pub reserved_word: u32,
+    pub reserved_words: [u64; 2],
 }
 
 const _: () = assert!(size_of::<TupleKey>() == 48);
@@ -148,6 +154,7 @@ mod tests {
         assert_eq!(offset_of!(FlowRecord, start_boottime_ns), 72);
         assert_eq!(offset_of!(FlowRecord, comm), 128);
         assert_eq!(offset_of!(FlowRecord, tuple), 144);
-        assert_eq!(offset_of!(FlowRecord, reserved_words) + 32, size_of::<FlowRecord>());
+        assert_eq!(offset_of!(FlowRecord, stack), 192);
+        assert_eq!(offset_of!(FlowRecord, reserved_words) + 16, size_of::<FlowRecord>());
     }
 }

@@ -6,7 +6,7 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel, generated::bpf_get_current_task};
 use weir_agent_ebpf::NS_PER_TICK;
 
-use super::maps::task_offsets;
+use super::maps::{optional_offsets, task_offsets};
 
 /// `PF_KTHREAD`. An io_uring worker or a vhost worker of a process does not have it: those act for their process.
 const KERNEL_THREAD: u32 = 0x0020_0000;
@@ -21,6 +21,8 @@ pub(super) struct Process {
     /// CLOCK_BOOTTIME, or 0.
     pub start_ns: u64,
     pub exec_id: u64,
+    /// Bottom of its stack, or 0.
+    pub stack: u64,
     pub kernel_thread: bool,
 }
 
@@ -34,6 +36,7 @@ impl Process {
             tid: ids as u32,
             start_ns: task.process_start_ns(),
             exec_id: task.exec_id(),
+            stack: task.stack(),
             kernel_thread: task.flags() & KERNEL_THREAD != 0,
         }
     }
@@ -83,6 +86,16 @@ impl Task {
     #[inline(always)]
     fn exec_id(self) -> u64 {
         self.field(task_offsets().self_exec_id)
+    }
+
+    #[inline(always)]
+    fn stack(self) -> u64 {
+        let offsets = optional_offsets();
+        if offsets.mm == 0 || offsets.start_stack == 0 {
+            return 0;
+        }
+        let memory: u64 = self.field(offsets.mm);
+        Self(memory).field(offsets.start_stack)
     }
 
     #[inline(always)]

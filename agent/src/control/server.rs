@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::{ANSWER_TIMEOUT, Answer, ExecRequest, MESSAGE_BYTES_MAX, Request};
 use crate::node::Node;
 use crate::redirection::{Cgroup, RedirectionError};
-use crate::selection::{NewRun, RunsError, cgroup_of};
+use crate::selection::{NewRun, Root, RunsError, cgroup_of};
 
 /// How long a connected peer may take to ask.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,6 +131,8 @@ fn begin(node: &Node, peer: &Peer, request: ExecRequest) -> Result<String, Begin
         token: request.token.map(Zeroizing::new),
         cgroup: cgroup.path().to_owned(),
         owns_cgroup: true,
+        root: Root::of(peer.pid),
+        ..NewRun::default()
     };
     let run = match node.runs.begin(&new, &cgroup) {
         Ok(run) => run,

@@ -1,6 +1,5 @@
 //! The story of one connection, top to bottom: whose is it, may it connect, dial, pump, close.
 
-use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -10,7 +9,7 @@ use weir_protocols::{ExchangeId, Permit, Verdict};
 use super::pump::{Pump, Terms};
 use super::refuse::refuse;
 use super::tape::{Tape, TapeError};
-use super::upstream::{self, dial};
+use super::upstream::{self, DialError, dial};
 use crate::node::Node;
 use crate::policy::judge::Standing;
 use crate::redirection::Flow;
@@ -31,8 +30,8 @@ pub(crate) async fn serve(client: TcpStream, node: &Node) {
             return reset(client);
         }
     };
-    let process = Process::read(&flow).await;
-    match node.runs.choose(&flow, &process) {
+    let mut process = Process::read(&flow).await;
+    match node.runs.choose(&flow, &mut process).await {
         Chosen::Governed(run) => {
             if let Err(error) = govern(client, &flow, &process, &run, node).await {
                 node.metrics.record_errors.inc();
@@ -90,13 +89,12 @@ async fn forward(
     let upstream = match reach(&client, flow, node).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            tracing::debug!(origin = %flow.origin, %error, "upstream");
+            tracing::debug!(origin = %flow.origin, error = &error as &dyn std::error::Error, "upstream");
             reset(client);
-            let failure = DialFailure::of(&error);
-            if failure.is_upstreams {
+            if error.is_upstreams() {
                 node.metrics.dial_errors.inc();
             }
-            return tape.close(failure.cause, Some(failure.refused)).await;
+            return tape.close(error.cause(), Some(error.refused())).await;
         }
     };
     node.metrics.open.inc();
@@ -132,7 +130,7 @@ async fn pass(mut client: TcpStream, flow: &Flow, node: &Node) {
             }
         }
         Err(error) => {
-            tracing::debug!(origin = %flow.origin, %error, "upstream of an ungoverned process");
+            tracing::debug!(origin = %flow.origin, error = &error as &dyn std::error::Error, "upstream of an ungoverned process");
             reset(client);
         }
     }
@@ -146,35 +144,11 @@ pub(crate) fn reset(stream: TcpStream) {
 }
 
 /// Dials, as long as the client is there and the node goes on.
-async fn reach(client: &TcpStream, flow: &Flow, node: &Node) -> io::Result<TcpStream> {
+async fn reach(client: &TcpStream, flow: &Flow, node: &Node) -> Result<TcpStream, DialError> {
     tokio::select! {
         dialled = dial(flow) => dialled,
-        () = node.drained.cancelled() => Err(ErrorKind::Interrupted.into()),
-        _ = client.ready(tokio::io::Interest::ERROR) => Err(ErrorKind::ConnectionAborted.into()),
-    }
-}
-
-/// Why a session came to nothing before it began.
-struct DialFailure {
-    /// The word recorded in `Closed.cause`.
-    cause: &'static str,
-    /// The reason for which the session counts as refused.
-    refused: &'static str,
-    is_upstreams: bool,
-}
-
-impl DialFailure {
-    fn of(error: &io::Error) -> Self {
-        let upstreams = |cause| Self { cause, refused: "upstream-unreachable", is_upstreams: true };
-        let ours = |cause| Self { cause, refused: cause, is_upstreams: false };
-        match error.kind() {
-            ErrorKind::ConnectionRefused => upstreams("upstream-refused"),
-            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => upstreams("upstream-without-route"),
-            ErrorKind::TimedOut => upstreams("upstream-timeout"),
-            ErrorKind::ConnectionAborted => ours("client-reset"),
-            ErrorKind::Interrupted => ours("drained"),
-            _ => upstreams("upstream-error"),
-        }
+        () = node.drained.cancelled() => Err(DialError::Drained),
+        _ = client.ready(tokio::io::Interest::ERROR) => Err(DialError::ClientGone),
     }
 }
 
@@ -186,7 +160,7 @@ fn opened(flow: &Flow, process: &Process, run: &Run, standing: &Standing) -> v1:
         source: flow.bound_source.map(address),
         target: standing.target.to_string(),
         netns: flow.netns_cookie,
-        bound_device: flow.bound_device_name().unwrap_or_default(),
+        bound_device: flow.device_name().unwrap_or_default(),
         connected_at_ns: flow.connected_at_ns,
         view_version: weir_protocols::view::VIEW_VERSION,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,14 +1,16 @@
 //! cgroups of the cgroup2 hierarchy: where programs are attached, what is governed, and where the agent itself lives.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::RedirectionError;
+use super::{RedirectionError, sys};
 
 /// How long the kernel is given to let go of a cgroup whose last process was just killed.
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
@@ -20,6 +22,34 @@ pub(crate) fn find_cgroup2_mount() -> Result<PathBuf, RedirectionError> {
         .ok()
         .and_then(|text| parse_mountinfo(&text))
         .ok_or(RedirectionError::NoCgroup2)
+}
+
+/// The path of a cgroup in the hierarchy, as /proc shows it, by the number that the kernel programs know it by. It needs no
+/// process that is still there. `None` once the cgroup is gone.
+pub(crate) fn cgroup_path(id: u64) -> Option<String> {
+    /// Paths that are remembered; at more, all are asked for anew. A number is given once, and a cgroup keeps its name.
+    const PATHS_MAX: usize = 4096;
+    static PATHS: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
+    static MOUNT: OnceLock<Option<(PathBuf, File)>> = OnceLock::new();
+    let known = || PATHS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = known().get(&id) {
+        return Some(path.clone());
+    }
+    let mount = MOUNT.get_or_init(|| {
+        let path = find_cgroup2_mount().ok()?;
+        let directory = File::open(&path).ok()?;
+        Some((path, directory))
+    });
+    let (mount, directory) = mount.as_ref()?;
+    let opened = sys::open_kernfs(directory.as_fd(), id).ok()?;
+    let path = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).ok()?;
+    let path = format!("/{}", path.strip_prefix(mount).ok()?.to_str()?);
+    let mut paths = known();
+    if paths.len() >= PATHS_MAX {
+        paths.clear();
+    }
+    paths.insert(id, path.clone());
+    Some(path)
 }
 
 /// One cgroup, by path and open directory.

@@ -1,18 +1,19 @@
 //! What the kernel saw of one connection.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use weir_agent_ebpf::{ABI, Address, FlowRecord, flags};
 use weir_proto::RunId;
 
-use super::{ProcessStart, RedirectionError};
+use super::{ProcessStart, ProcessStat, RedirectionError};
 
 pub(crate) use weir_agent_ebpf::{Form, Who};
 
 /// One connection as the kernel saw it when the process called connect(). Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
-    /// Where the process wanted to go. A v4-mapped address is given as the IPv4 one it stands for; see `form`.
+    /// Where the process wanted to go. A v4-mapped address is given as the IPv4 one it stands for; see `form`. A link-local
+    /// one has its scope: the interface that the process named, or bound its socket to.
     pub(crate) origin: SocketAddr,
     /// In which form it was given: tells an IPv6 socket with a mapped address from an IPv4 socket.
     pub(crate) form: Form,
@@ -28,6 +29,9 @@ pub(crate) struct Flow {
     pub(crate) start_time_ns: u64,
     /// Counts executables: (pid, start_time_ns, exec_id) names one image of one process.
     pub(crate) exec_id: u64,
+    /// Address of the bottom of its stack when it connected: if /proc shows another, it has replaced its executable since.
+    /// `None` where this kernel does not tell it.
+    pub(crate) stack: Option<u64>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) cgroup_id: u64,
@@ -56,7 +60,7 @@ impl Flow {
         let source_bound = record.flags & flags::SOURCE_BOUND != 0;
         let comm = record.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(Self {
-            origin: SocketAddr::new(address(&record.origin), record.origin_port),
+            origin: origin(record),
             form,
             who,
             run: (who == Who::Governed).then(|| run_id(record.run)),
@@ -64,6 +68,7 @@ impl Flow {
             tid: record.tid,
             start_time_ns: record.start_boottime_ns,
             exec_id: record.exec_id,
+            stack: (record.stack != 0).then_some(record.stack),
             uid: record.uid,
             gid: record.gid,
             cgroup_id: record.cgroup_id,
@@ -76,16 +81,35 @@ impl Flow {
         })
     }
 
+    /// Whether /proc still tells about the image that connected: the process runs and has not replaced its executable.
+    pub(crate) fn same_image(&self) -> bool {
+        ProcessStart::from_boottime_ns(self.start_time_ns).is_some_and(|start| {
+            ProcessStat::of(self.pid).is_some_and(|now| {
+                now.start == start && self.stack.is_none_or(|stack| now.stack == 0 || stack == now.stack)
+            })
+        })
+    }
+
     /// Whether the process of this flow still runs: then /proc tells about it and not about a later one with its pid.
     pub(crate) fn still_runs(&self) -> bool {
         ProcessStart::from_boottime_ns(self.start_time_ns)
             .is_some_and(|start| ProcessStart::of(self.pid) == Some(start))
     }
 
-    /// Name of the interface the socket was bound to; `None` also if it is gone, or is of another network namespace.
-    pub(crate) fn bound_device_name(&self) -> Option<String> {
-        let name = nix::net::if_::if_indextoname(self.bound_device?).ok()?;
+    /// Name of the interface that the socket was bound to, or that a link-local destination was given with; `None` also if
+    /// it is gone. Interfaces are numbered by network namespace: ask in the flow's own.
+    pub(crate) fn device_name(&self) -> Option<String> {
+        let name = nix::net::if_::if_indextoname(self.device()?).ok()?;
         name.into_string().ok()
+    }
+
+    /// Index of that interface, in the flow's own network namespace.
+    pub(crate) fn device(&self) -> Option<u32> {
+        match (self.bound_device, self.origin) {
+            (Some(device), _) => Some(device),
+            (None, SocketAddr::V6(origin)) if origin.scope_id() != 0 => Some(origin.scope_id()),
+            (None, _) => None,
+        }
     }
 }
 
@@ -100,6 +124,16 @@ pub(super) fn run_words(run: RunId) -> [u64; 2] {
     let value = u128::from_ne_bytes(*run.as_bytes());
     let (low, high) = (value as u64, (value >> 64) as u64);
     if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
+}
+
+fn origin(record: &FlowRecord) -> SocketAddr {
+    match address(&record.origin) {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            let scope = if record.scope != 0 { record.scope } else { record.bound_device };
+            SocketAddrV6::new(ip, record.origin_port, 0, scope).into()
+        }
+        ip => SocketAddr::new(ip, record.origin_port),
+    }
 }
 
 /// A port without an address was bound on the unspecified address of the socket's family.
@@ -121,7 +155,7 @@ fn address(words: &Address) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::{Flow, Form, Who, run_id, run_words};
+    use super::{Flow, Form, SocketAddrV6, Who, run_id, run_words};
     use weir_agent_ebpf::{ABI, FlowRecord, TupleKey, flags};
     use weir_proto::RunId;
 
@@ -163,7 +197,10 @@ mod tests {
             connect_boottime_ns: 16,
             comm: *b"psql\0garbage\0\0\0\0",
             tuple,
-            reserved_words: [0; 4],
+            stack: 17,
+            scope: 0,
+            reserved_word: 0,
+            reserved_words: [0; 2],
         }
     }
 
@@ -176,6 +213,17 @@ mod tests {
         assert_eq!(flow.bound_device, Some(4));
         assert_eq!(flow.run, Some(RunId::from_bytes(*b"0123456789abcdef")));
         assert_eq!(flow.comm, "psql");
+    }
+
+    #[test]
+    fn a_link_local_origin_has_its_scope_and_no_other_has() {
+        let link_local = FlowRecord { form: Form::V6 as u8, origin: words("fe80::7"), scope: 3, ..record() };
+        let flow = Flow::from_record(&link_local).unwrap();
+        assert_eq!(flow.origin, SocketAddrV6::new("fe80::7".parse().unwrap(), 5432, 0, 3).into());
+        let by_device = Flow::from_record(&FlowRecord { scope: 0, ..link_local }).unwrap();
+        assert_eq!(by_device.origin, SocketAddrV6::new("fe80::7".parse().unwrap(), 5432, 0, 4).into());
+        let global = FlowRecord { origin: words("2001:db8::7"), ..link_local };
+        assert_eq!(Flow::from_record(&global).unwrap().origin, "[2001:db8::7]:5432".parse().unwrap());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use weir_agent_ebpf::TaskOffsets;
+use weir_agent_ebpf::{OptionalOffsets, TaskOffsets};
 
 use super::RedirectionError;
 
@@ -21,6 +21,7 @@ const UNION: u32 = 5;
 /// What the programs are told about the kernel that loads them.
 pub(super) struct Kernel {
     pub(super) task_offsets: TaskOffsets,
+    pub(super) optional_offsets: OptionalOffsets,
     pub(super) has_mptcp: bool,
 }
 
@@ -33,7 +34,11 @@ pub(super) fn read() -> Result<Kernel, RedirectionError> {
     let bytes =
         std::fs::read(path).map_err(|source| RedirectionError::NoTypes { path: path.into(), source })?;
     let types = KernelTypes::parse(&bytes)?;
-    Ok(Kernel { task_offsets: types.task_offsets()?, has_mptcp: types.structure("mptcp_sock").is_ok() })
+    Ok(Kernel {
+        task_offsets: types.task_offsets()?,
+        optional_offsets: types.optional_offsets(),
+        has_mptcp: types.structure("mptcp_sock").is_ok(),
+    })
 }
 
 struct KernelTypes<'a> {
@@ -82,6 +87,16 @@ impl<'a> KernelTypes<'a> {
             signal: task("signal")?,
             signal_live: self.member(signal, "signal_struct", "live")?,
         })
+    }
+
+    fn optional_offsets(&self) -> OptionalOffsets {
+        let offset = |of, name| self.structure(of).and_then(|at| self.member(at, of, name)).unwrap_or(0);
+        OptionalOffsets {
+            mm: offset("task_struct", "mm"),
+            start_stack: offset("mm_struct", "start_stack"),
+            call_address: offset("bpf_sock_addr_kern", "uaddr"),
+            reserved: 0,
+        }
     }
 
     fn structure(&self, name: &str) -> Result<usize, RedirectionError> {

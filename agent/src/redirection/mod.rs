@@ -28,8 +28,10 @@ mod object;
 mod pins;
 mod process;
 mod routes;
-#[expect(unsafe_code, reason = "bpf(2) and one socket option, which no crate here wraps")]
+#[expect(unsafe_code, reason = "bpf(2), one socket option and file handles, which no crate here wraps")]
 mod sys;
+
+pub(crate) use sys::netns_cookie;
 
 #[cfg(test)]
 #[cfg(feature = "kernel-tests")]
@@ -38,7 +40,7 @@ pub(crate) mod kernel_tests;
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use attachment::{Otherwise, Redirection, Scope};
 #[allow(unused_imports, reason = "as above")]
-pub(crate) use cgroup::{Cgroup, find_cgroup2_mount};
+pub(crate) use cgroup::{Cgroup, cgroup_path, find_cgroup2_mount};
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use counters::Counters;
 pub(crate) use error::RedirectionError;
@@ -47,4 +49,4 @@ pub(crate) use flow::{Flow, Form, Who};
 #[allow(unused_imports, reason = "as above")]
 pub(crate) use gate::{Gate, GateState};
 #[allow(unused_imports, reason = "as above")]
-pub(crate) use process::ProcessStart;
+pub(crate) use process::{ProcessStart, ProcessStat};

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -125,13 +125,13 @@ pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The kernel's number for the network namespace of a socket.
-pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     let mut cookie = 0_u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `cookie`.
     let result = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),
@@ -139,6 +139,27 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Opens a directory of a kernfs (cgroup2 is one) by its number; `mount` is any file of that file system.
+pub(super) fn open_kernfs(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    /// `FILEID_KERNFS`: the handle is the number.
+    const KERNFS: libc::c_int = 0xfe;
+    /// `struct file_handle` with its handle.
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        id: [u8; 8],
+    }
+    let mut handle = Handle { bytes: 8, kind: KERNFS, id: id.to_ne_bytes() };
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the layout is that of the kernel's structure with `bytes` bytes of handle behind it.
+    let result = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    descriptor(result.into())
 }
 
 fn bpf<A: Attributes>(command: libc::c_long, attributes: &A) -> io::Result<libc::c_long> {

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use weir_proto::{RunId, v1};
 use zeroize::Zeroizing;
 
+use super::digest::Digest;
 use crate::recording::{clock, write_file};
+use crate::redirection::ProcessStart;
 
 /// What is known when a run begins.
 #[derive(Debug, Default)]
@@ -27,9 +30,34 @@ pub(crate) struct NewRun {
     pub(crate) cgroup: PathBuf,
     /// Whether the node agent made the cgroup, so removes it at the end.
     pub(crate) owns_cgroup: bool,
+    /// Name of the rule that began it.
+    pub(crate) rule: Option<String>,
+    /// Who it is, in place of uid and executable.
+    pub(crate) principal: Option<String>,
+    /// Its first process. A run that has no cgroup ends with the last process of the tree below it.
+    pub(crate) root: Option<Root>,
 }
 
-/// A run that is known to this node. Immutable.
+/// The first process of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Root {
+    pub(crate) pid: u32,
+    /// In ticks since boot: another process with its pid has another.
+    start: u64,
+}
+
+impl Root {
+    /// `None` if there is no such process.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        ProcessStart::of(pid).map(|start| Self { pid, start: start.ticks() })
+    }
+
+    pub(super) fn lives(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+/// A run that is known to this node. Immutable, but for what its executable is found to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     #[serde(with = "run_id")]
@@ -48,6 +76,15 @@ pub(crate) struct Run {
     pub(crate) cgroup_id: u64,
     pub(crate) owns_cgroup: bool,
     pub(crate) has_token: bool,
+    #[serde(default)]
+    pub(crate) rule: Option<String>,
+    #[serde(default)]
+    pub(crate) principal: Option<String>,
+    #[serde(default)]
+    pub(crate) root: Option<Root>,
+    /// What its first process executed when the run first connected: once found, or found not to be knowable, it stays.
+    #[serde(default, with = "found")]
+    pub(crate) executable: OnceLock<Option<Digest>>,
 }
 
 impl Run {
@@ -66,6 +103,10 @@ impl Run {
             cgroup_id,
             owns_cgroup: new.owns_cgroup,
             has_token: new.token.is_some(),
+            rule: new.rule.clone(),
+            principal: new.principal.clone(),
+            root: new.root,
+            executable: OnceLock::new(),
         }
     }
 
@@ -73,12 +114,31 @@ impl Run {
         v1::Run {
             id: self.id.to_field(),
             parent: self.parent.map(RunId::to_field).unwrap_or_default(),
-            principal: Some(v1::Principal { subject: format!("uid:{}", self.uid), ..Default::default() }),
+            principal: Some(v1::Principal { subject: self.subject(), ..Default::default() }),
             initiator: self.initiator.clone(),
             labels: self.labels.clone(),
             argv: self.argv.clone(),
             started_at_ns: self.started_at_ns,
             host: self.host.clone(),
+        }
+    }
+
+    /// Whether it is in no cgroup, but consists of a process and all below it.
+    pub(super) fn is_tree(&self) -> bool {
+        self.cgroup_id == 0 && self.rule.is_some()
+    }
+
+    /// Whether a file of it is kept over a restart.
+    pub(super) fn is_kept(&self) -> bool {
+        self.cgroup_id != 0 || self.is_tree()
+    }
+
+    /// Nobody has verified it: what a rule calls it, else uid and executable.
+    fn subject(&self) -> String {
+        match (&self.principal, self.executable.get()) {
+            (Some(name), _) => name.clone(),
+            (None, Some(Some(digest))) => format!("uid:{} sha256:{digest}", self.uid),
+            (None, _) => format!("uid:{}", self.uid),
         }
     }
 
@@ -124,6 +184,29 @@ pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Not found yet is not kept.
+mod found {
+    use std::sync::OnceLock;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Digest;
+
+    pub(super) fn serialize<S: Serializer>(
+        found: &OnceLock<Option<Digest>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        found.get().copied().flatten().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<OnceLock<Option<Digest>>, D::Error> {
+        let kept = Option::<Digest>::deserialize(deserializer)?;
+        Ok(kept.map_or_else(OnceLock::new, |digest| OnceLock::from(Some(digest))))
+    }
+}
+
 mod run_id {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use weir_proto::RunId;
@@ -155,5 +238,47 @@ mod run_id {
             let text = Option::<String>::deserialize(d)?;
             text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHA: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn a_run_is_kept_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::of(std::process::id());
+        let new = NewRun { uid: 7, rule: Some("ci".into()), root, ..NewRun::default() };
+        let run = Run::new(&new, 0);
+        run.executable.set(Some(Digest::try_from(SHA.to_owned()).unwrap())).unwrap();
+        run.save(dir.path(), None).unwrap();
+        let kept = Run::load_all(dir.path()).unwrap();
+        assert_eq!(format!("{kept:?}"), format!("[{run:?}]"));
+        assert!(kept[0].root.unwrap().lives());
+    }
+
+    #[test]
+    fn a_run_that_an_earlier_version_kept_is_read() {
+        let run = Run::new(&NewRun::default(), 0);
+        let mut json = serde_json::to_value(&run).unwrap();
+        for new in ["rule", "principal", "root", "executable"] {
+            json.as_object_mut().unwrap().remove(new).unwrap();
+        }
+        let read: Run = serde_json::from_value(json).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{run:?}"));
+    }
+
+    #[test]
+    fn the_principal_is_what_the_rule_says_else_user_and_executable() {
+        let subject = |run: &Run| run.to_message().principal.unwrap().subject;
+        let run = Run::new(&NewRun { uid: 1000, ..NewRun::default() }, 0);
+        assert_eq!(subject(&run), "uid:1000");
+        run.executable.set(Some(Digest::try_from(SHA.to_owned()).unwrap())).unwrap();
+        assert_eq!(subject(&run), format!("uid:1000 sha256:{SHA}"));
+        let named = Run::new(&NewRun { principal: Some("ci-bot".into()), ..NewRun::default() }, 0);
+        assert_eq!(subject(&named), "ci-bot");
     }
 }

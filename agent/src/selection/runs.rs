@@ -4,11 +4,17 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use weir_proto::RunId;
 
-use super::{NewRun, Process, Run, Select};
+use super::ancestry::{Ancestor, Line};
+use super::digest::Digesting;
+use super::process::{Facts, ImageKey, image_key};
+use super::rules::{Extent, Fit};
+use super::ruling::{Ruling, rule_on};
+use super::{NewRun, Process, Root, Run, Select};
 use crate::recording::clock;
 use crate::redirection::{Cgroup, Flow, Redirection, RedirectionError};
 
@@ -16,6 +22,15 @@ use crate::redirection::{Cgroup, Flow, Redirection, RedirectionError};
 const RUNS_MAX: usize = 4096;
 /// A run this young is not over because it has no process: its first one is still being moved in.
 const RUN_GRACE_NS: u64 = 10_000_000_000;
+/// Images of processes that the rules have been asked about; at more, they are asked anew.
+const SETTLED_MAX: usize = 8192;
+/// How long the digest of a first process is waited for, to name its run by.
+const NAMING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a decision waits for the digest of an ancestor.
+const DIGEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The sort of run that what cannot be told goes to, and its principal.
+const UNDETERMINED: &str = "undetermined";
 
 /// A run could not be begun.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +55,8 @@ pub(crate) struct Runs {
     redirection: Arc<Redirection>,
     rules: Vec<Select>,
     cgroup_mount: PathBuf,
+    /// The cgroup inside which rules hold, as a path in the hierarchy.
+    scope: String,
     /// Where runs are kept over a restart.
     dir: PathBuf,
     alive: RwLock<HashMap<RunId, Arc<Run>>>,
@@ -47,7 +64,12 @@ pub(crate) struct Runs {
     only: OnceLock<Arc<Run>>,
     /// A rule's run is begun by one connection at a time.
     beginning: Mutex<()>,
+    /// What the rules said about an image: it stays true as long as it runs. `None` = no rule is about it.
+    settled: Mutex<HashMap<Subject, Option<RunId>>>,
 }
+
+/// All of a connection that what the rules say depends on: image, uid, cgroup, and the run the kernel knows it by.
+type Subject = (ImageKey, u32, u64, Option<RunId>);
 
 impl Runs {
     /// Adopts the runs that an earlier node agent left alive and ends those that are over.
@@ -55,19 +77,23 @@ impl Runs {
         redirection: Arc<Redirection>,
         rules: Vec<Select>,
         cgroup_mount: PathBuf,
+        scope: &Path,
         dir: PathBuf,
     ) -> Result<Self, RunsError> {
         let keep = |source| RunsError::Keep { dir: dir.clone(), source };
         fs::create_dir_all(&dir).map_err(keep)?;
         let kept = Run::load_all(&dir).map_err(keep)?;
+        let scope = scope.strip_prefix(&cgroup_mount).unwrap_or(scope);
         let runs = Self {
             redirection,
             rules,
+            scope: format!("/{}", scope.display()),
             cgroup_mount,
             dir,
             alive: RwLock::default(),
             only: OnceLock::new(),
             beginning: Mutex::new(()),
+            settled: Mutex::default(),
         };
         let this_boot = super::process::boot_id();
         for run in kept {
@@ -106,21 +132,139 @@ impl Runs {
     }
 
     /// Whose connection is this?
-    pub(crate) fn choose(&self, flow: &Flow, process: &Process) -> Chosen {
-        if let Some(id) = flow.run {
-            return Chosen::Governed(self.find(id).unwrap_or_else(|| self.unknown(id, process)));
+    pub(crate) async fn choose(&self, flow: &Flow, process: &mut Process) -> Chosen {
+        let chosen = self.decide(flow, process).await;
+        if let Chosen::Governed(run) = &chosen {
+            self.name(run, process).await;
         }
-        if let Some(run) = self.only.get() {
+        chosen
+    }
+
+    async fn decide(&self, flow: &Flow, process: &mut Process) -> Chosen {
+        let own = flow.run.map(|id| self.find(id).unwrap_or_else(|| self.unknown(id, process)));
+        if own.is_none()
+            && let Some(run) = self.only.get()
+        {
             return Chosen::Governed(run.clone());
         }
-        match &process.cgroup {
-            Some(cgroup) => match self.rules.iter().find(|rule| rule.matches(cgroup)) {
-                Some(rule) => Chosen::Governed(self.of_rule(rule, process)),
-                None => Chosen::Untouched,
-            },
-            None if self.rules.is_empty() => Chosen::Untouched,
-            // /proc can no longer tell and a rule would need it: the stricter side.
-            None => Chosen::Governed(self.undetermined(process)),
+        // Rules that stand before that of the run which the kernel knows it by still go first.
+        let rank = own.as_ref().map_or(self.rules.len(), |run| self.rank(run));
+        if rank == 0 {
+            return own.map_or(Chosen::Untouched, Chosen::Governed);
+        }
+        let subject = (image_key(flow), flow.uid, flow.cgroup_id, flow.run);
+        let settled = self.settled().get(&subject).copied();
+        match settled.map(|id| id.map(|id| self.find(id))) {
+            Some(None) => return Chosen::Untouched,
+            Some(Some(Some(run))) => return Chosen::Governed(run),
+            Some(Some(None)) | None => {}
+        }
+        let (chosen, certain) = self.ask_rules(flow, process, own, rank).await;
+        if certain {
+            let mut settled = self.settled();
+            if settled.len() >= SETTLED_MAX {
+                settled.clear();
+            }
+            let run = match &chosen {
+                Chosen::Governed(run) => Some(run.id),
+                Chosen::Untouched => None,
+            };
+            settled.insert(subject, run);
+        }
+        chosen
+    }
+
+    /// What the rules say, and whether that is certain.
+    async fn ask_rules(
+        &self,
+        flow: &Flow,
+        process: &mut Process,
+        own: Option<Arc<Run>>,
+        rank: usize,
+    ) -> (Chosen, bool) {
+        let mut joined = None;
+        let mut line = self.line(flow, rank, |pid| {
+            let run = self.redirection.process_run(pid).filter(|run| Some(*run) != flow.run);
+            joined = run.and_then(|id| self.find(id));
+            joined.is_some()
+        });
+        // An ancestor is in a run: this process was started before that run was known, and is in it all the same.
+        let joined = joined.map(|run| (self.rank(&run), run)).filter(|(joined, _)| *joined < rank);
+        let (rank, otherwise) = match joined {
+            Some((rank, run)) => {
+                self.govern_line(flow, &line.ancestors, &run);
+                (rank, Some(run))
+            }
+            None => (rank, own),
+        };
+        let rules = &self.rules[..rank];
+        find_digests(rules, process, &mut line).await;
+        let facts: Vec<&Facts> =
+            std::iter::once(&process.facts).chain(line.ancestors.iter().map(|above| &above.facts)).collect();
+        match rule_on(rules, &facts, line.whole) {
+            Ruling::Governs { rule, root } => {
+                let above = line.ancestors.get(..root).unwrap_or_default();
+                (Chosen::Governed(self.of_rule(&rules[rule], flow, process, above)), true)
+            }
+            Ruling::Exempts => (Chosen::Untouched, true),
+            Ruling::Undetermined { rule, unknown } if otherwise.is_none() => {
+                (Chosen::Governed(self.undetermined(&rules[rule], unknown, process)), false)
+            }
+            Ruling::Undetermined { .. } | Ruling::Nothing => {
+                let certain = otherwise.is_some()
+                    || line.whole
+                    || rules.iter().all(|rule| rule.extent() != Extent::Tree);
+                (otherwise.map_or(Chosen::Untouched, Chosen::Governed), certain)
+            }
+        }
+    }
+
+    /// The processes above the one that connects, if a rule is about trees.
+    fn line(&self, flow: &Flow, rank: usize, stop: impl FnMut(u32) -> bool) -> Line {
+        let rules = &self.rules[..rank];
+        if rules.iter().all(|rule| rule.extent() != Extent::Tree) {
+            return Line::default();
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let digests = rules.iter().any(Select::needs_digest).then_some(&runtime);
+        let line = Line::above(flow.pid, &self.scope, digests, stop);
+        // All this was about another process if it has ended meanwhile.
+        if flow.still_runs() { line } else { Line::default() }
+    }
+
+    /// Where in the list the rule of a run stands; what is before it goes first. No rule goes before an `exec`, which was asked
+    /// for.
+    fn rank(&self, run: &Run) -> usize {
+        let rule = run.rule.as_ref();
+        rule.and_then(|name| self.rules.iter().position(|rule| rule.name == *name)).unwrap_or(0)
+    }
+
+    /// Finds out what the run's first process executes, once. Before the run's first session is opened: who a run is does not
+    /// change between its sessions.
+    async fn name(&self, run: &Run, process: &Process) {
+        if run.principal.is_some() || run.executable.get().is_some() {
+            return;
+        }
+        let digest = match run.root {
+            Some(root) if root.pid != process.pid() => {
+                let runtime = tokio::runtime::Handle::current();
+                let opened = tokio::task::spawn_blocking(move || Digesting::start(root.pid, &runtime));
+                let found = tokio::time::timeout(NAMING_TIMEOUT, async {
+                    match opened.await {
+                        Ok(mut digesting) => digesting.wait(NAMING_TIMEOUT).await,
+                        Err(_) => None,
+                    }
+                });
+                found.await.unwrap_or_default().filter(|_| root.lives())
+            }
+            _ => process.facts.digest,
+        };
+        if run.executable.set(digest).is_ok()
+            && digest.is_some()
+            && run.is_kept()
+            && let Err(error) = run.save(&self.dir, None)
+        {
+            tracing::warn!(run = %run.id, %error, "the run's file is as it was");
         }
     }
 
@@ -194,43 +338,106 @@ impl Runs {
         self.alive.write().unwrap_or_else(|poison| poison.into_inner()).insert(run.id, run);
     }
 
-    /// The run of a rule: one per cgroup that the rule names.
-    fn of_rule(&self, rule: &Select, process: &Process) -> Arc<Run> {
+    /// The run of a rule: one per cgroup that the rule names, container, or tree of processes. `above` are the ancestors that
+    /// are part of the tree, the nearest first.
+    fn of_rule(&self, rule: &Select, flow: &Flow, process: &Process, above: &[Ancestor]) -> Arc<Run> {
         let _one_at_a_time = self.beginning.lock().unwrap_or_else(|poison| poison.into_inner());
-        let initiator = format!("select:{}", rule.name);
-        if let Some(run) = self.list().into_iter().find(|run| run.initiator == initiator) {
-            return run;
-        }
-        let path = self.cgroup_mount.join(rule.cgroup.trim_start_matches('/'));
-        let new = NewRun {
-            uid: process.uid(),
-            initiator,
-            labels: rule.labels.clone(),
-            cgroup: path.clone(),
-            owns_cgroup: false,
-            ..NewRun::default()
+        let container = process.facts.cgroup.as_deref().and_then(|cgroup| rule.container_cgroup(cgroup));
+        let cgroup = match rule.extent() {
+            Extent::Cgroup => rule.cgroup.as_deref(),
+            Extent::Container => container,
+            Extent::Tree => None,
         };
-        let begun = Cgroup::open(&path).map_err(RunsError::from).and_then(|cgroup| self.begin(&new, &cgroup));
+        let begun = match cgroup {
+            Some(cgroup) => self.of_cgroup(rule, cgroup, process),
+            None => self.of_tree(rule, flow, process, above),
+        };
         begun.unwrap_or_else(|error| {
             // The connection is governed all the same, under a run that only this node agent remembers.
             tracing::warn!(rule = %rule.name, error = &error as &dyn std::error::Error, "a rule's run");
-            let run = Arc::new(Run::new(&new, 0));
-            self.insert(run.clone());
-            run
+            self.remembered("apart", rule)
         })
     }
 
-    /// The run of processes that were gone before anybody could look: one for the life of this node agent.
-    fn undetermined(&self, process: &Process) -> Arc<Run> {
-        const INITIATOR: &str = "select:undetermined";
+    fn of_cgroup(&self, rule: &Select, cgroup: &str, process: &Process) -> Result<Arc<Run>, RunsError> {
+        let path = self.cgroup_mount.join(cgroup.trim_start_matches('/'));
+        let is_it = |run: &Arc<Run>| run.rule.as_ref() == Some(&rule.name) && run.cgroup == path;
+        if let Some(run) = self.list().into_iter().find(is_it) {
+            return Ok(run);
+        }
+        let opened = Cgroup::open(&path)?;
+        self.begin(&NewRun { cgroup: path, ..new_run(rule, process) }, &opened)
+    }
+
+    fn of_tree(
+        &self,
+        rule: &Select,
+        flow: &Flow,
+        process: &Process,
+        above: &[Ancestor],
+    ) -> Result<Arc<Run>, RunsError> {
+        let root = above.last().map_or(flow.pid, |ancestor| ancestor.pid);
+        let found = self.redirection.process_run(root).and_then(|id| self.find(id));
+        if let Some(run) = found.filter(|run| run.rule.as_ref() == Some(&rule.name)) {
+            self.govern_line(flow, above, &run);
+            return Ok(run);
+        }
+        if self.count() >= RUNS_MAX {
+            return Err(RunsError::Full);
+        }
+        let uid = above.last().and_then(|ancestor| ancestor.facts.uid).unwrap_or(process.uid());
+        // A process that has ended since is the only one of its run.
+        let new = NewRun { root: Root::of(root), uid, ..new_run(rule, process) };
+        let run = Arc::new(Run::new(&new, 0));
+        run.save(&self.dir, None).map_err(|source| RunsError::Keep { dir: self.dir.clone(), source })?;
+        self.govern_line(flow, above, &run);
+        self.insert(run.clone());
+        tracing::info!(run = %run.id, initiator = %run.initiator, root, "run begun");
+        Ok(run)
+    }
+
+    /// Tells the kernel of a line of processes, the topmost first: what a process starts from then on is in its run.
+    fn govern_line(&self, flow: &Flow, above: &[Ancestor], run: &Run) {
+        for pid in above.iter().rev().map(|ancestor| ancestor.pid).chain([flow.pid]) {
+            if pid == flow.pid && !flow.still_runs() {
+                continue;
+            }
+            if let Err(error) = self.redirection.govern_process(pid, run.id) {
+                // It has ended, or the table is full: then its further connections are decided here again.
+                tracing::debug!(run = %run.id, pid, %error, "a process of a run");
+            }
+        }
+    }
+
+    /// The run of processes that a rule would govern if what nobody can tell any more fitted it: one for each rule, for the
+    /// life of this node agent.
+    fn undetermined(&self, rule: &Select, unknown: &'static str, process: &Process) -> Arc<Run> {
+        tracing::debug!(rule = %rule.name, unknown, uid = process.uid(), "governed, because it cannot be told");
         let _one_at_a_time = self.beginning.lock().unwrap_or_else(|poison| poison.into_inner());
-        if let Some(run) = self.list().into_iter().find(|run| run.initiator == INITIATOR) {
+        self.remembered(UNDETERMINED, rule)
+    }
+
+    /// A run that is kept in memory only, of a rule and for all processes of one sort.
+    fn remembered(&self, sort: &str, rule: &Select) -> Arc<Run> {
+        let initiator = format!("select:{}:{sort}", rule.name);
+        if let Some(run) = self.list().into_iter().find(|run| run.initiator == initiator) {
             return run;
         }
-        let new = NewRun { uid: process.uid(), initiator: INITIATOR.to_owned(), ..NewRun::default() };
+        let new = NewRun {
+            initiator,
+            labels: rule.labels.clone(),
+            // Of nobody in particular: its processes are each recorded with their own user.
+            principal: Some(sort.to_owned()),
+            uid: u32::MAX,
+            ..NewRun::default()
+        };
         let run = Arc::new(Run::new(&new, 0));
         self.insert(run.clone());
         run
+    }
+
+    fn settled(&self) -> MutexGuard<'_, HashMap<Subject, Option<RunId>>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The kernel knows the run, its file is lost: governed under the kernel's id.
@@ -242,11 +449,36 @@ impl Runs {
     }
 }
 
-/// Whether no process is in the run's cgroup. What cannot be read is not known to be empty; a run without a cgroup of its own
-/// has none that could be.
+fn new_run(rule: &Select, process: &Process) -> NewRun {
+    NewRun {
+        uid: process.uid(),
+        initiator: format!("select:{}", rule.name),
+        labels: rule.labels.clone(),
+        rule: Some(rule.name.clone()),
+        principal: rule.principal.clone(),
+        ..NewRun::default()
+    }
+}
+
+/// Digests take time: they are waited for where nothing else speaks against the rule that asks for them.
+async fn find_digests(rules: &[Select], process: &mut Process, line: &mut Line) {
+    for rule in rules.iter().filter(|rule| rule.needs_digest()) {
+        if matches!(rule.fit(&process.facts), Fit::Maybe(_)) {
+            process.insist_on_digest().await;
+        }
+        for ancestor in &mut line.ancestors {
+            if ancestor.facts.digest.is_none() && matches!(rule.fit(&ancestor.facts), Fit::Maybe(_)) {
+                ancestor.facts.digest = ancestor.digesting.wait(DIGEST_TIMEOUT).await;
+            }
+        }
+    }
+}
+
+/// Whether no process is in the run's cgroup. What cannot be read is not known to be empty; a tree of processes has none of its
+/// own, and what has neither never ends.
 fn is_deserted(run: &Run) -> bool {
     if run.cgroup_id == 0 {
-        return false;
+        return run.is_tree();
     }
     match fs::read_to_string(run.cgroup.join("cgroup.events")) {
         Ok(events) => events.lines().any(|line| line == "populated 0"),
