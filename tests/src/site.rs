@@ -3,9 +3,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail};
@@ -19,7 +18,7 @@ pub struct Site {
     dir: tempfile::TempDir,
     name: String,
     mount: PathBuf,
-    watchdog: Option<u32>,
+    watchdog: Option<Child>,
     kept: bool,
 }
 
@@ -89,18 +88,20 @@ impl Site {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .process_group(0)
             .spawn()
             .context("cannot arm the watchdog")?;
-        self.watchdog = Some(child.id());
+        self.watchdog = Some(child);
         Ok(())
     }
 
     fn disarm(&mut self) {
-        if let Some(pid) = self.watchdog.take() {
-            // setsid(1) became the shell: its pid leads the group with the sleep in it. It may be over already.
-            let group = nix::unistd::Pid::from_raw(pid.cast_signed());
+        if let Some(mut watchdog) = self.watchdog.take() {
+            // setsid(1) became the shell, as it led no group before: its pid leads the group with the sleep in it. It may
+            // be over already, or not be the group's leader yet.
+            let group = nix::unistd::Pid::from_raw(watchdog.id().cast_signed());
             let _over = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            let _killed = watchdog.kill();
+            let _status = watchdog.wait();
         }
     }
 
