@@ -85,13 +85,15 @@ const PSYCOPG: Suite = Suite {
 const PSYCOPG_REPOSITORY: &str = "https://github.com/psycopg/psycopg";
 
 pub(crate) fn requests(ground: &mut Ground, _: &Flags) -> anyhow::Result<Finding> {
-    let sources = sdist(ground, &REQUESTS)?;
-    compare(ground, &REQUESTS, &sources, &[])
+    let python = python(ground)?;
+    let sources = sdist(ground, &python, &REQUESTS)?;
+    compare(ground, &REQUESTS, &python, &sources, &[])
 }
 
 pub(crate) fn httpx(ground: &mut Ground, _: &Flags) -> anyhow::Result<Finding> {
-    let sources = sdist(ground, &HTTPX)?;
-    compare(ground, &HTTPX, &sources, &[])
+    let python = python(ground)?;
+    let sources = sdist(ground, &python, &HTTPX)?;
+    compare(ground, &HTTPX, &python, &sources, &[])
 }
 
 pub(crate) fn psycopg(ground: &mut Ground, flags: &Flags) -> anyhow::Result<Finding> {
@@ -110,41 +112,45 @@ pub(crate) fn psycopg(ground: &mut Ground, flags: &Flags) -> anyhow::Result<Find
     let mut variables: Vec<(&str, String)> = environment.into_iter().collect();
     variables.push(("PSYCOPG_TEST_DSN", dsn));
     variables.push(("PSYCOPG_IMPL", "python".to_owned()));
-    compare(ground, &PSYCOPG, &sources, &variables)
+    let python = python(ground)?;
+    compare(ground, &PSYCOPG, &python, &sources, &variables)
+}
+
+/// Python of a virtual environment of this check's own.
+fn python(ground: &mut Ground) -> anyhow::Result<PathBuf> {
+    let folder = ground.folder("python")?;
+    ground.succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    Ok(folder.join("bin/python"))
+}
+
+/// Pip of that environment.
+fn pip(python: &Path, action: &str) -> Command {
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", action]);
+    pip
 }
 
 /// The sources as they were published, with their tests.
-fn sdist(ground: &Ground, suite: &Suite) -> anyhow::Result<PathBuf> {
+fn sdist(ground: &mut Ground, python: &Path, suite: &Suite) -> anyhow::Result<PathBuf> {
     let folder = ground.folder("sources")?;
-    let wanted = format!("{}=={}", suite.name, suite.version);
-    let mut download = Command::new("python3");
-    download
-        .args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-        ])
-        .arg("--dest")
-        .arg(&folder)
-        .arg(&wanted);
-    run(&mut download)?;
+    let mut download = pip(python, "download");
+    download.args(["--no-deps", "--no-binary", ":all:", "--dest"]).arg(&folder);
+    ground.succeed(download.arg(format!("{}=={}", suite.name, suite.version)))?;
     let name = format!("{}-{}", suite.name, suite.version);
-    run(Command::new("tar").arg("-xf").arg(folder.join(format!("{name}.tar.gz"))).arg("-C").arg(&folder))?;
+    let archive = folder.join(format!("{name}.tar.gz"));
+    ground.succeed(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&folder))?;
     Ok(folder.join(name))
 }
 
 fn compare(
     ground: &mut Ground,
     suite: &Suite,
+    python: &Path,
     sources: &Path,
     variables: &[(&str, String)],
 ) -> anyhow::Result<Finding> {
-    let python = environment(ground, suite, sources)?;
+    let client = if suite.name == PSYCOPG.name { sources.join("psycopg") } else { sources.to_owned() };
+    ground.succeed(pip(python, "install").args(suite.requirements).arg(client))?;
     let mut once = |governed: bool, report: &str| -> anyhow::Result<BTreeMap<String, String>> {
         let report = ground.folder("reports")?.join(report);
         let report_flag = format!("--report-log={}", report.display());
@@ -192,19 +198,6 @@ fn compare(
             "skipped": count("skipped"), "different": different.len(), "unsteady": unsteady.len(),
         }),
     })
-}
-
-/// A virtual environment with the client itself, from these sources.
-fn environment(ground: &mut Ground, suite: &Suite, sources: &Path) -> anyhow::Result<PathBuf> {
-    let folder = ground.folder("python")?;
-    ground.succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let python = folder.join("bin/python");
-    let client = if suite.name == "psycopg" { sources.join("psycopg") } else { sources.to_owned() };
-    let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    install.args(suite.requirements).arg(client);
-    ground.succeed(&mut install)?;
-    Ok(python)
 }
 
 /// By test: what the worst of its phases came to.
