@@ -109,7 +109,13 @@ fn pgbench(
         let place = (durations.len().saturating_sub(1) as f64 * share) as usize;
         durations.get(place).map_or(0.0, |us| *us as f64)
     };
-    let exchanges = statements as u64 + if mode == Mode::Prepared { clients } else { 0 };
+    let exchanges = match mode {
+        Mode::Simple => statements as u64,
+        // Naming a statement is an exchange, too: once for each client, ...
+        Mode::Prepared => statements as u64 + clients,
+        // ... and anew for each statement.
+        Mode::Extended => 2 * statements as u64,
+    };
     // It connects once more before it begins, to look; with -C, each client once more at its end.
     let sessions = if connect_each { statements as u64 + 1 } else { clients + 1 };
     Ok(Done {
