@@ -28,6 +28,8 @@ pub enum Counter {
     RefusedDevice = 10,
     /// Refused: this network namespace has no route to the destination.
     RefusedNoRoute = 11,
+    /// Let through unredirected, because a bypass is under way: unobserved.
+    PassedBypass = 12,
 }
 
 impl Counter {
@@ -35,7 +37,7 @@ impl Counter {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every counter with the name it has in metrics and status.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 13] = [
         (Self::Redirected, "redirected"),
         (Self::RefusedNotReady, "refused_not_ready"),
         (Self::RefusedNoListener, "refused_no_listener"),
@@ -48,6 +50,7 @@ impl Counter {
         (Self::ProcessesFull, "processes_full"),
         (Self::RefusedDevice, "refused_device"),
         (Self::RefusedNoRoute, "refused_no_route"),
+        (Self::PassedBypass, "passed_bypass"),
     ];
 }
 

@@ -12,12 +12,12 @@ mod record;
 mod tables;
 
 pub use counter::Counter;
-pub use offsets::TaskOffsets;
+pub use offsets::{OptionalOffsets, TaskOffsets};
 pub use record::{Address, Comm, FlowRecord, Form, RunBytes, TupleKey, Who, flags};
 pub use tables::{Entrance, Membership, ProcessEntry, RouteTarget, Settings, entrance_flags};
 
 /// The version of all layouts in this crate.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Nanoseconds in one tick of `/proc/<pid>/stat` field 22 (`USER_HZ` is 100 on every architecture we build for).
 /// Process start times are compared in ticks: it is all that user space can read.
@@ -38,6 +38,10 @@ pub const ENTRANCES_MAX: usize = 4_096;
 /// Routes of all namespaces with listeners of ours. A namespace with more is taken to reach everything.
 pub const ROUTES_MAX: usize = 65_536;
 
+/// How far ahead the end of a bypass may lie at most. The programs take no notice of one that ends later: whatever was written
+/// there by mistake cannot leave the host open.
+pub const BYPASS_NS_MAX: u64 = 24 * 3600 * 1_000_000_000;
+
 /// Implements aya's marker for plain data. The loader is the only user of this feature.
 #[cfg(feature = "loader")]
 #[expect(
@@ -46,7 +50,8 @@ pub const ROUTES_MAX: usize = 65_536;
 )]
 mod loader {
     use crate::{
-        Entrance, FlowRecord, Membership, ProcessEntry, RouteTarget, Settings, TaskOffsets, TupleKey,
+        Entrance, FlowRecord, Membership, OptionalOffsets, ProcessEntry, RouteTarget, Settings, TaskOffsets,
+        TupleKey,
     };
 
     // SAFETY (all): `repr(C)`, only integers and arrays of integers, no padding (sizes are asserted where they are defined), so
@@ -59,4 +64,5 @@ mod loader {
     unsafe impl aya::Pod for Settings {}
     unsafe impl aya::Pod for RouteTarget {}
     unsafe impl aya::Pod for TaskOffsets {}
+    unsafe impl aya::Pod for OptionalOffsets {}
 }

@@ -12,6 +12,9 @@ use crate::policy::Rules;
 use crate::policy::targets::{Fallback, Mode, Target};
 use crate::selection::Select;
 
+/// Most targets and HTTP rules: all of a target are looked at for each request.
+const RULES_MAX: usize = 4096;
+
 /// Where the configuration is looked for.
 pub(crate) const DEFAULT_PATH: &str = "/etc/weir/agent.toml";
 
@@ -33,7 +36,23 @@ pub(crate) struct Config {
     pub(crate) mode: Mode,
     pub(crate) target: Vec<Target>,
     pub(crate) select: Vec<Select>,
+    /// The file it is from.
+    #[serde(skip)]
+    pub(crate) origin: Option<Origin>,
 }
+
+/// Where a configuration is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    path: PathBuf,
+    /// Somebody named it, or it was there once: that it is missing now is a mistake, and not a wish for the defaults.
+    must_exist: bool,
+    /// Of its bytes, as `sha256sum` tells it; `None`: there was no file.
+    pub(crate) sha256: Option<[u8; 32]>,
+}
+
+/// Options that a reload takes over. What the others say holds from the next start on.
+const AT_RUN_TIME: [&str; 3] = ["default", "mode", "target"];
 
 /// One option: everything the reference says about it.
 struct Opt {
@@ -133,8 +152,8 @@ const OPTIONS: &[Opt] = &[
         name: "target",
         kind: "array of tables",
         default: "[]",
-        doc: "A named destination: `name`; `addresses` (IP addresses and CIDRs, empty = any); `ports` (ports and \"first-last\" ranges, empty = any); `access` = \"allow\", \"deny\" or \"guarded\" (what cannot be read is refused); `capture` = \"none\", \"metadata\", \"statements\" or \"full\" (default); `durable` = true writes the record to the disk before the bytes are sent on, at the price of a disk write for each; `reason`, told to a denied client. The first match decides.",
-        example: "[[target]]\nname = \"orders\"\naddresses = [\"10.0.0.5\", \"10.1.0.0/16\"]\nports = [5432, \"6000-6100\"]\naccess = \"guarded\"\n\n[[target]]\nname = \"metadata-service\"\naddresses = [\"169.254.169.254\"]\naccess = \"deny\"\nreason = \"use the secrets broker\"",
+        doc: "A named destination: `name`; `addresses` (IP addresses and CIDRs, empty = any); `ports` (ports and \"first-last\" ranges, empty = any); `access` = \"allow\", \"deny\" or \"guarded\" (what cannot be read is refused); `mode`; `capture` = \"none\", \"metadata\", \"statements\" or \"full\" (default); `durable` = true writes the record to the disk before the bytes are sent on, at the price of a disk write for each; `reason`, told to a denied client. The first match decides.\n\n`[[target.http]]` are rules for HTTP requests inside the target: `name`; `hosts` (names, or \"*.example.com\"), `methods`, `paths` (\"/a/*/c\", \"/a/**\"), each empty = any; `access` = \"allow\" or \"deny\"; `reason`; `mode`. The first match decides, else the target's `access`. A target whose HTTP rules may deny refuses what is not HTTP. See [policy](policy.md).",
+        example: "[[target]]\nname = \"orders\"\naddresses = [\"10.0.0.5\", \"10.1.0.0/16\"]\nports = [5432, \"6000-6100\"]\naccess = \"guarded\"\n\n[[target]]\nname = \"metadata-service\"\naddresses = [\"169.254.169.254\"]\naccess = \"deny\"\nreason = \"use the secrets broker\"\n\n[[target]]\nname = \"issues\"\naddresses = [\"10.2.0.9\"]\nports = [80]\n\n[[target.http]]\nname = \"no-deletes\"\nmethods = [\"DELETE\"]\npaths = [\"/api/**\"]\naccess = \"deny\"\nreason = \"close issues instead\"\nmode = \"observe\"",
     },
     Opt {
         name: "select",
@@ -162,6 +181,7 @@ impl Default for Config {
             mode: Mode::Enforce,
             target: Vec::new(),
             select: Vec::new(),
+            origin: None,
         }
     }
 }
@@ -171,29 +191,72 @@ impl Default for Config {
 pub(crate) enum ConfigError {
     #[error("cannot read the configuration {}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("the configuration {} is not valid; `weir-agent reference` documents every option", path.display())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("the configuration's {option}: {problem}")]
-    Value { option: &'static str, problem: String },
+    #[error("{}:{line}: {problem}; `weir-agent reference` documents every option", path.display())]
+    Line { path: PathBuf, line: usize, problem: String },
+    #[error("{option}: {problem}")]
+    Value {
+        option: &'static str,
+        /// Which of several tables of that name.
+        item: usize,
+        problem: String,
+    },
 }
 
 impl Config {
     /// Reads a named file, which must be there; or the default one, which need not.
     pub(crate) fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => String::new(),
+        Self::read(named.unwrap_or(Path::new(DEFAULT_PATH)), named.is_some())
+    }
+
+    /// Reads the same file once more.
+    pub(crate) fn again(&self) -> Result<Self, ConfigError> {
+        match &self.origin {
+            Some(origin) => Self::read(&origin.path, origin.must_exist),
+            None => Ok(self.clone()),
+        }
+    }
+
+    fn read(path: &Path, must_exist: bool) -> Result<Self, ConfigError> {
+        let (text, is_there) = match fs::read_to_string(path) {
+            Ok(text) => (text, true),
+            Err(error) if !must_exist && error.kind() == io::ErrorKind::NotFound => (String::new(), false),
             Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
         };
-        let config: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
-        config.check()?;
+        let mut config = Self::parse(path, &text)?;
+        config.origin = Some(Origin {
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            must_exist: must_exist || is_there,
+            sha256: is_there.then(|| sha256(text.as_bytes())),
+        });
         Ok(config)
     }
 
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let at = |line, problem| ConfigError::Line { path: path.to_owned(), line, problem };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let begins = error.span().map_or(0, |span| span.start);
+            at(line_at(text, begins), error.message().to_owned())
+        })?;
+        config.check().map_err(|error| match &error {
+            ConfigError::Value { option, item, .. } => at(line_of(text, option, *item), error.to_string()),
+            _ => error,
+        })?;
+        Ok(config)
+    }
+
+    /// Options that differ and are not taken over by a reload.
+    pub(crate) fn restart_for(&self, next: &Self) -> Vec<String> {
+        let [now, next] = [self, next].map(|config| toml::Table::try_from(config).unwrap_or_default());
+        let names: std::collections::BTreeSet<&String> = now.keys().chain(next.keys()).collect();
+        let waits = |name: &&&String| !AT_RUN_TIME.contains(&name.as_str()) && now.get(**name) != next.get(**name);
+        names.iter().filter(waits).map(|name| (*name).clone()).collect()
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |option, problem: &str| Err(ConfigError::Value { option, problem: problem.to_owned() });
+        let wrong_at = |option, item, problem: &str| {
+            Err(ConfigError::Value { option, item, problem: problem.to_owned() })
+        };
+        let wrong = |option, problem: &str| wrong_at(option, 0, problem);
         for (option, path) in [("scope", &self.scope), ("own_cgroup", &self.own_cgroup)] {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 return wrong(option, "must be an absolute cgroup path such as /weir");
@@ -221,10 +284,18 @@ impl Config {
         }
         self.socket_permissions()?;
         let mut names = std::collections::BTreeSet::new();
-        for target in &self.target {
+        for (item, target) in self.target.iter().enumerate() {
             if target.name.is_empty() || !names.insert(&target.name) {
-                return wrong("target", &format!("names must be there and differ: {:?}", target.name));
+                let problem = format!("names must be there and differ: {:?}", target.name);
+                return wrong_at("target", item, &problem);
             }
+            if let Err(problem) = target.check() {
+                return wrong_at("target", item, &problem);
+            }
+        }
+        let rules: usize = self.target.iter().map(|target| 1 + target.http.len()).sum();
+        if rules > RULES_MAX {
+            return wrong("target", &format!("{rules} targets and HTTP rules, at most {RULES_MAX} are taken"));
         }
         Ok(())
     }
@@ -233,6 +304,7 @@ impl Config {
         u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
             ConfigError::Value {
                 option: "socket_mode",
+                item: 0,
                 problem: format!("{:?} is not a mode such as \"0660\"", self.socket_mode),
             }
         })
@@ -243,19 +315,42 @@ impl Config {
     }
 }
 
+/// Lines count from 1.
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// Where an option is set; the first line where it is not.
+fn line_of(text: &str, option: &str, item: usize) -> usize {
+    let Ok(table) = toml::de::DeTable::parse(text) else { return 1 };
+    let found = table.get_ref().iter().find(|(key, _)| key.get_ref() == option).map(|(key, value)| {
+        let item = value.get_ref().as_array().and_then(|items| items.get(item));
+        item.map_or_else(|| key.span().start, |item| item.span().start)
+    });
+    line_at(text, found.unwrap_or(0))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    digest
+}
+
 /// The reference page: docs/operating/agent-config.md.
 pub(crate) fn reference() -> String {
     let mut page = String::from(
         "# Configuration of the node agent\n\n\
          Generated by `weir-agent reference`; do not edit. The node agent reads `/etc/weir/agent.toml`, or the file named by\n\
-         `--config`. Every option may be left out. Unknown keys are refused.\n",
+         `--config`. Every option may be left out. Unknown keys are refused. `weir-agent policy check FILE` reads a file as the\n\
+         node agent would; `weir-agent reload` (or SIGHUP) makes it take over what holds at a reload.\n",
     );
     for option in OPTIONS {
         let Opt { name, kind, default, doc, example } = option;
+        let holds = if AT_RUN_TIME.contains(name) { "from a reload on" } else { "from the next start on" };
         // Writing to a String cannot fail.
         let _ = write!(
             page,
-            "\n## `{name}`\n\n{doc}\n\n- type: {kind}\n- default: `{default}`\n\n```toml\n{example}\n```\n"
+            "\n## `{name}`\n\n{doc}\n\n- type: {kind}\n- default: `{default}`\n- a change holds {holds}\n\n```toml\n{example}\n```\n"
         );
     }
     page
@@ -270,6 +365,7 @@ mod tests {
         let defaults = toml::Table::try_from(Config::default()).unwrap();
         let mut documented: Vec<_> = OPTIONS.iter().map(|option| option.name).collect();
         documented.sort_unstable();
+        assert!(AT_RUN_TIME.iter().all(|name| documented.contains(name)));
         let mut real: Vec<_> = defaults.keys().map(String::as_str).collect();
         real.sort_unstable();
         assert_eq!(documented, real);
@@ -299,6 +395,40 @@ mod tests {
             let config: Config = toml::from_str(text).unwrap();
             assert!(config.check().unwrap_err().to_string().contains(needle), "{text}");
         }
+    }
+
+    #[test]
+    fn mistakes_are_named_by_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        for (text, line, needle) in [
+            ("drain_s = 1\nspoolmib = 3", 2, "spoolmib"),
+            ("drain_s = 1\n\njournal_mib = 1", 3, "16 to 4096"),
+            ("mode =", 1, ""),
+            ("[[target]]\nname = 'a'\n\n[[target]]\nname = 'a'", 4, "differ"),
+            ("[[target]]\nname = 'a'\n[[target.http]]\naccess = 'deny'\npaths = [\n '/a',\n 'b']", 7, "slash"),
+            ("[[target]]\nname = 'a'\naccess = 'deny'\n[[target.http]]\naccess = 'deny'", 1, "nothing"),
+        ] {
+            fs::write(&file, text).unwrap();
+            let error = Config::load(Some(&file)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}:{line}: ", file.display())), "{text}: {error}");
+            assert!(error.contains(needle), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_there_must_be_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        let before = Config::read(&file, false).unwrap();
+        assert_eq!(before.origin.as_ref().unwrap().sha256, None);
+        fs::write(&file, "mode = 'observe'\ndrain_s = 7").unwrap();
+        let there = before.again().unwrap();
+        assert_eq!((there.mode, there.drain_s), (Mode::Observe, 7));
+        assert_eq!(before.restart_for(&there), ["drain_s"], "the mode is taken over");
+        fs::remove_file(&file).unwrap();
+        assert!(matches!(there.again().unwrap_err(), ConfigError::Read { .. }));
+        assert!(before.again().is_ok(), "it was never there");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The node agent: redirects the sockets of governed processes, decides, records, ships.
 
 mod admin;
+mod bypass;
 mod cli;
 mod config;
 mod control;
@@ -13,6 +14,7 @@ mod policy;
 mod proxy;
 mod recording;
 mod redirection;
+mod reload;
 mod selection;
 mod service;
 mod shipping;

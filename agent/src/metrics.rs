@@ -1,8 +1,11 @@
 //! Counters of the data path, for /metrics.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use weir_protocols::note::Coverage;
@@ -18,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) denied: Counter,
     pub(crate) dial_errors: Counter,
     pub(crate) record_errors: Counter,
+    pub(crate) reload_errors: Counter,
     pub(crate) open: Gauge,
     sessions_inspected: Counter,
     sessions_metadata_only: Counter,
@@ -29,7 +33,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 14] = [
+        let counters: [(&str, &str, &Counter<u64, AtomicU64>); 15] = [
             ("accepted", "Redirected connections accepted", &self.accepted),
             (
                 "over_limit",
@@ -50,6 +54,7 @@ impl Metrics {
             ("connections_denied", "Connections that policy refused", &self.denied),
             ("dial_errors", "Upstreams that could not be reached", &self.dial_errors),
             ("record_errors", "Connections closed because they could not be recorded", &self.record_errors),
+            ("reload_errors", "Configurations that could not be taken over", &self.reload_errors),
             ("sessions_inspected", "Sessions whose every exchange was understood", &self.sessions_inspected),
             (
                 "sessions_metadata_only",
@@ -79,4 +84,17 @@ impl Metrics {
         self.request_bytes.inc_by(request_bytes);
         self.response_bytes.inc_by(response_bytes);
     }
+}
+
+/// What observed rules would have refused, by rule.
+pub(crate) fn register_would_refuse(registry: &mut Registry, counts: &BTreeMap<Arc<str>, u64>) {
+    let family = Family::<[(&'static str, String); 1], Counter>::default();
+    for (rule, count) in counts {
+        family.get_or_create(&[("rule", rule.to_string())]).inc_by(*count);
+    }
+    registry.register(
+        "would_refuse",
+        "Connections and exchanges that an observed rule would have refused, were it enforced",
+        family,
+    );
 }

@@ -13,18 +13,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_agent_ebpf::Counter as Counted;
 use weir_proto::RunId;
+use weir_proto::v1::node_entry::Mark;
 use weir_protocols::GrantKey;
 use weir_protocols::mask::MaskPlan;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::bypass::Bypass;
 use crate::policy::Judge;
 use crate::proxy::accept::Listeners;
-use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
+use crate::recording::{MarkError, Mode, Recorder, Recording, RecordingConfig};
 use crate::redirection::{
     Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount,
 };
 use crate::selection::{Runs, runs_dir};
+use crate::reload::{self, Loaded};
 use crate::{admin, control};
 
 /// How often runs are checked for their end.
@@ -68,6 +71,8 @@ pub(crate) struct Node {
     pub(crate) draining: CancellationToken,
     /// What still runs is to end now.
     pub(crate) drained: CancellationToken,
+    pub(crate) loaded: Loaded,
+    pub(crate) bypass: Bypass,
     recording: Recording,
     drain: Duration,
 }
@@ -130,6 +135,9 @@ impl Node {
                 tracing::error!(%error, "the kernel hooks stay attached; `weir-agent detach` removes them");
             }
         })?;
+        if let Err(error) = node.bypass.adopt(&node).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "a bypass of an earlier node agent");
+        }
         control::serve(control, node.clone());
         if let Some(admin) = admin {
             admin::serve(admin, node.clone());
@@ -152,7 +160,7 @@ impl Node {
         let key = GrantKey::take().context("a second judge in one process")?;
         let node = Arc::new(Self {
             redirection,
-            judge: Judge::new(key, config.rules()),
+            judge: Judge::new(key, config.rules(), reload::stamp(config)),
             recorder,
             runs,
             plan: MaskPlan::standard(),
@@ -163,6 +171,8 @@ impl Node {
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
             drained: CancellationToken::new(),
+            loaded: Loaded::new(config.clone()),
+            bypass: Bypass::new(&place.state),
             recording,
             drain: Duration::from_secs(config.drain_s),
         });
@@ -212,8 +222,13 @@ impl Node {
         self.recording.is_running()
     }
 
+    /// Says something in the node log.
+    pub(crate) async fn mark(&self, mark: Mark) -> Result<(), MarkError> {
+        self.recording.mark(mark).await
+    }
+
     /// What `weir-agent status --json` prints.
-    pub(crate) fn status(&self) -> Value {
+    pub(crate) async fn status(&self) -> Value {
         let runs: Vec<Value> = self
             .runs
             .list()
@@ -228,6 +243,8 @@ impl Node {
             "ready": self.is_ready(),
             "draining": self.draining.is_cancelled(),
             "scope": self.scope,
+            "bypass": self.bypass.status(self).await,
+            "policy": self.loaded.status(&self.judge),
             "runs": runs,
             "open_sessions": self.metrics.open.get(),
             "recording": self.recording.status(),
@@ -248,7 +265,7 @@ impl Node {
                     Counted::NoRecord,
                 ];
                 let refused = refused.into_iter().map(|counter| counters.of(counter)).sum();
-                let unobserved = self.metrics.untouched.get();
+                let unobserved = self.metrics.untouched.get() + counters.of(Counted::PassedBypass);
                 self.recording.kernel_counted(counters.of(Counted::Redirected), refused, unobserved);
             }
             Err(error) => tracing::warn!(%error, "the kernel's counters"),
@@ -268,6 +285,7 @@ impl Node {
     pub(crate) fn metrics_text(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("weir_agent");
         self.metrics.register(&mut registry);
+        crate::metrics::register_would_refuse(&mut registry, &self.judge.would_refuse());
         for (name, value) in self.redirection.counters().iter().flat_map(|counters| counters.iter()) {
             let counter = Counter::<u64>::default();
             counter.inc_by(value);
@@ -315,6 +333,7 @@ async fn sweep(node: Arc<Node>) {
             _ = interval.tick() => {
                 node.runs.sweep();
                 node.count();
+                node.bypass.sweep(&node).await;
             }
             () = node.draining.cancelled() => return,
         }

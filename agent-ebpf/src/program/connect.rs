@@ -4,17 +4,26 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::{
-        bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt, bpf_skc_to_mptcp_sock,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_netns_cookie,
+            bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt,
+            bpf_skc_to_mptcp_sock,
+        },
     },
     programs::SockAddrContext,
 };
-use weir_agent_ebpf::{ABI, Address, Counter, Entrance, FlowRecord, Form, Who, entrance_flags, flags};
+use weir_agent_ebpf::{
+    ABI, Address, BYPASS_NS_MAX, Counter, Entrance, FlowRecord, Form, Who, entrance_flags, flags,
+};
 
 use super::{
     listener::{self, Listener},
-    maps::{ENTRANCES, ORIGINS, count, has_mptcp, storage, storage_forget, storage_or_new},
+    maps::{
+        BYPASS, ENTRANCES, ORIGINS, count, has_mptcp, optional_offsets, storage, storage_forget,
+        storage_or_new,
+    },
     routes,
     selection::{self, Decision},
     task::Process,
@@ -26,6 +35,10 @@ const IPPROTO_MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTOIFINDEX: i32 = 62;
 const ECONNREFUSED: i32 = 111;
+const EINVAL: i32 = 22;
+
+/// Of `sin6_scope_id` in `struct sockaddr_in6`, bytes.
+const SCOPE_ID_AT: u64 = 24;
 
 /// The third word of a v4-mapped address, as it lies in memory.
 const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
@@ -51,9 +64,28 @@ struct Asked {
     form: Form,
     address: Address,
     port: u16,
+    /// Of a link-local IPv6 address: the interface it was given with. 0 = none, or not told.
+    scope: u32,
 }
 
 impl Asked {
+    #[inline(always)]
+    fn is_link_local(&self) -> bool {
+        let bytes = self.address[0].to_ne_bytes();
+        bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80
+    }
+
+    /// Given with the address, or by what the socket is bound to; and if by both, the same. Where the scope cannot be read,
+    /// whoever dials on finds out.
+    #[inline(always)]
+    fn names_one_interface(&self, bound: u32) -> bool {
+        if self.scope == 0 {
+            bound != 0 || optional_offsets().call_address == 0
+        } else {
+            bound == 0 || bound == self.scope
+        }
+    }
+
     #[inline(always)]
     fn is_local(&self) -> bool {
         match self.form {
@@ -86,7 +118,12 @@ pub(super) fn ipv4(ctx: &SockAddrContext) -> i32 {
     };
     // Linux takes the unspecified address for this host.
     let ip = if ip == 0 { LOOPBACK_V4 } else { ip };
-    let asked = Asked { form: Form::V4, address: [0, 0, MAPPED_PREFIX, ip], port: u16::from_be(port as u16) };
+    let asked = Asked {
+        form: Form::V4,
+        address: [0, 0, MAPPED_PREFIX, ip],
+        port: u16::from_be(port as u16),
+        scope: 0,
+    };
     match rule(ctx, &asked) {
         Ruling::Alone => PROCEED,
         Ruling::Refuse(errno) => refuse(errno),
@@ -115,7 +152,10 @@ pub(super) fn ipv6(ctx: &SockAddrContext) -> i32 {
     } else {
         address
     };
-    let asked = Asked { form, address, port };
+    let mut asked = Asked { form, address, port, scope: 0 };
+    if asked.is_link_local() {
+        asked.scope = scope(ctx);
+    }
     let (prefix, last) = if mapped { (MAPPED_PREFIX, LOOPBACK_V4) } else { (0, LOOPBACK_V6[3]) };
     match rule(ctx, &asked) {
         Ruling::Alone => PROCEED,
@@ -168,6 +208,10 @@ fn rule(ctx: &SockAddrContext, asked: &Asked) -> Ruling {
         count(Counter::PassedExempt);
         return leave_alone(ctx, sk);
     }
+    if is_bypassed() {
+        count(Counter::PassedBypass);
+        return leave_alone(ctx, sk);
+    }
     if asked.is_local() {
         match asked.listener(ctx) {
             Listener::None => {
@@ -187,8 +231,13 @@ fn rule(ctx: &SockAddrContext, asked: &Asked) -> Ruling {
         return Ruling::Refuse(ECONNREFUSED);
     };
     let device = Device::of(sk);
+    // Link-local addresses are another network's on every interface; the kernel insists on being told which.
+    if asked.is_link_local() && !asked.names_one_interface(device.index()) {
+        count(Counter::RefusedNoRoute);
+        return Ruling::Refuse(EINVAL);
+    }
     // A socket bound to a device may reach what no route covers.
-    if routes_known && device.index() == 0 {
+    if routes_known && device.index() == 0 && asked.scope == 0 {
         let errno = routes::errno(netns, asked.address);
         if errno != 0 {
             count(Counter::RefusedNoRoute);
@@ -205,6 +254,18 @@ fn rule(ctx: &SockAddrContext, asked: &Asked) -> Ruling {
     }
     count(Counter::Redirected);
     Ruling::Redirect(port)
+}
+
+/// Somebody has asked for governed connections to be let through for a time, and that time is not over.
+#[inline(always)]
+fn is_bypassed() -> bool {
+    let until = BYPASS.get(0).copied().unwrap_or(0);
+    if until == 0 {
+        return false;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    now < until && until - now <= BYPASS_NS_MAX
 }
 
 /// The port of our listener for this family, if it is up and really ours; and whether the namespace's routes are known.
@@ -294,6 +355,8 @@ fn remember(
         (*record).tid = process.tid;
         (*record).start_boottime_ns = process.start_ns;
         (*record).exec_id = process.exec_id;
+        (*record).stack = process.stack;
+        (*record).scope = asked.scope;
         (*record).uid = ids as u32;
         (*record).gid = (ids >> 32) as u32;
         (*record).cgroup_id = bpf_get_current_cgroup_id();
@@ -368,6 +431,23 @@ fn bind_to_device(ctx: &SockAddrContext, device: u32) -> bool {
     let mut value = device as i32;
     // SAFETY: the value is on our stack and as long as we say.
     unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut value).cast(), 4) == 0 }
+}
+
+/// `sin6_scope_id` of the address that the application gave. The context does not show it, so it is read from what the context
+/// really is; what is read serves only as an interface index.
+#[inline(always)]
+fn scope(ctx: &SockAddrContext) -> u32 {
+    let offset = optional_offsets().call_address;
+    if offset == 0 {
+        return 0;
+    }
+    let call = ctx.sock_addr as u64;
+    // SAFETY: the helper checks addresses itself and fails on a bad one; integers have no invalid values.
+    unsafe {
+        let address: u64 =
+            bpf_probe_read_kernel((call + u64::from(offset)) as *const u64).unwrap_or_default();
+        bpf_probe_read_kernel((address + SCOPE_ID_AT) as *const u32).unwrap_or_default()
+    }
 }
 
 /// The destination fields of an IPv6 call: address in network order, port in host order.

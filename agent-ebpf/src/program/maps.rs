@@ -10,8 +10,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use weir_agent_ebpf::{
-    CGROUPS_MAX, Counter, ENTRANCES_MAX, Entrance, FlowRecord, Membership, PROCESSES_MAX, ProcessEntry,
-    ROUTES_MAX, RouteTarget, Settings, TUPLES_MAX, TaskOffsets, TupleKey,
+    CGROUPS_MAX, Counter, ENTRANCES_MAX, Entrance, FlowRecord, Membership, OptionalOffsets, PROCESSES_MAX,
+    ProcessEntry, ROUTES_MAX, RouteTarget, Settings, TUPLES_MAX, TaskOffsets, TupleKey,
 };
 
 /// Most tables are sized for the worst hour and nearly empty in most: they take memory as they fill.
@@ -54,6 +54,11 @@ pub(super) static ROUTES: LpmTrie<RouteTarget, u32, ROUTES_MAX> = LpmTrie::new()
 #[btf_map]
 pub(super) static SETTINGS: Array<Settings, 1> = Array::new();
 
+/// CLOCK_BOOTTIME until which governed connections are let through. Past, and so 0: they are not. Time ends it and not the agent,
+/// which may be dead by then.
+#[btf_map]
+pub(super) static BYPASS: Array<u64, 1> = Array::new();
+
 #[btf_map]
 pub(super) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 
@@ -70,6 +75,11 @@ static TASK_OFFSETS: Global<TaskOffsets> = Global::new(TaskOffsets {
     signal_live: 0,
 });
 
+/// The same, of what may be missing.
+#[unsafe(no_mangle)]
+static OPTIONAL_OFFSETS: Global<OptionalOffsets> =
+    Global::new(OptionalOffsets { mm: 0, start_stack: 0, call_address: 0, reserved: 0 });
+
 /// Set by the loader where the kernel knows MPTCP. Elsewhere the verifier must not even see the helper that asks for it: a
 /// constant of 0 lets it skip that code.
 #[unsafe(no_mangle)]
@@ -78,6 +88,10 @@ static HAS_MPTCP: Global<u32> = Global::new(0);
 #[inline(always)]
 pub(super) fn has_mptcp() -> bool {
     HAS_MPTCP.load() != 0
+}
+
+pub(super) fn optional_offsets() -> OptionalOffsets {
+    OPTIONAL_OFFSETS.load()
 }
 
 pub(super) fn task_offsets() -> TaskOffsets {

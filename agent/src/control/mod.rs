@@ -1,4 +1,5 @@
-//! The local socket: `exec` asks for a run, `status` asks how things stand. One JSON line each way.
+//! The local socket: `exec` asks for a run, `status` how things stand, `reload` and `bypass` for what they say. One JSON line
+//! each way.
 //!
 //! The socket's permissions say who may ask. Who asks is taken from the kernel (peer credentials and pidfd), never from
 //! the message.
@@ -25,6 +26,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum Request {
     Exec(ExecRequest),
     Status,
+    Reload,
+    Bypass(BypassRequest),
+}
+
+/// Of root only.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BypassRequest {
+    Begin { seconds: u64, reason: String },
+    End,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +53,8 @@ pub(crate) enum Answer {
     /// The asking process is governed now, under this run.
     Run(String),
     Status(Box<serde_json::Value>),
+    /// Done; this is what there is to say.
+    Done(Box<serde_json::Value>),
     Error(String),
 }
 

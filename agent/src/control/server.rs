@@ -12,12 +12,16 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use serde_json::{Value, json};
 use weir_protocols::mask::MaskPlan;
 use zeroize::Zeroizing;
 
-use super::{ANSWER_TIMEOUT, Answer, ExecRequest, MESSAGE_BYTES_MAX, Request};
+use super::{ANSWER_TIMEOUT, Answer, BypassRequest, ExecRequest, MESSAGE_BYTES_MAX, Request};
+use crate::bypass::{Asker, BypassError};
+use crate::config::ConfigError;
 use crate::node::Node;
 use crate::redirection::{Cgroup, RedirectionError};
+use crate::reload::{Reloaded, hex};
 use crate::selection::{NewRun, Root, RunsError, cgroup_of};
 
 /// How long a connected peer may take to ask.
@@ -102,7 +106,9 @@ async fn answer(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
                 Err(_) => Answer::Error("the node agent failed".to_owned()),
             }
         }
-        Ok(Request::Status) => Answer::Status(Box::new(node.status())),
+        Ok(Request::Status) => Answer::Status(Box::new(node.status().await)),
+        Ok(Request::Reload) => done(reload(node, peer.asker()).await),
+        Ok(Request::Bypass(request)) => done(bypass(node, peer.asker(), request).await),
         Err(error) => Answer::Error(format!("not a request: {error}")),
     };
     let mut line = serde_json::to_vec(&answer)?;
@@ -110,6 +116,32 @@ async fn answer(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
     match tokio::time::timeout(ANSWER_TIMEOUT, write.write_all(&line)).await {
         Ok(written) => written,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn done<E: std::error::Error>(result: Result<Value, E>) -> Answer {
+    match result {
+        Ok(said) => Answer::Done(Box::new(said)),
+        Err(error) => Answer::Error(chain(&error)),
+    }
+}
+
+async fn reload(node: &Node, asker: Asker) -> Result<Value, ReloadError> {
+    if asker.uid != 0 && asker.uid != nix::unistd::geteuid().as_raw() {
+        return Err(ReloadError::NotRoot(asker.uid));
+    }
+    let Reloaded { stamp, is_new, restart_for } = crate::reload::reload(node, Some(asker)).await?;
+    Ok(json!({ "generation": stamp.generation, "config_sha256": stamp.config_sha256.map(hex),
+        "is_new": is_new, "restart_for": restart_for }))
+}
+
+async fn bypass(node: &Node, asker: Asker, request: BypassRequest) -> Result<Value, BypassError> {
+    match request {
+        BypassRequest::Begin { seconds, reason } => {
+            node.bypass.begin(node, asker, seconds, &reason).await?;
+            Ok(node.bypass.status(node).await)
+        }
+        BypassRequest::End => Ok(json!({ "passed": node.bypass.end(node, asker).await? })),
     }
 }
 
@@ -175,6 +207,14 @@ fn check(request: &ExecRequest) -> Result<(), BeginError> {
     Ok(())
 }
 
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error("only root may have the configuration read again, and uid {0} asks")]
+    NotRoot(u32),
+    #[error("the rules that were loaded before go on")]
+    Config(#[from] ConfigError),
+}
+
 /// The asking process could not be governed.
 #[derive(Debug, thiserror::Error)]
 enum BeginError {
@@ -209,6 +249,10 @@ impl Peer {
             Err(gone) => return Err(gone.into()),
         };
         Ok(Self { pid, uid: credentials.uid(), pidfd })
+    }
+
+    fn asker(&self) -> Asker {
+        Asker { uid: self.uid, pid: self.pid }
     }
 
     fn still_lives(&self) -> io::Result<()> {

@@ -54,8 +54,8 @@ struct Place {
 
 impl Judge {
     /// With the rules of the start: generation 1.
-    pub(crate) fn new(key: GrantKey, rules: Rules) -> Self {
-        let stamp = Stamp { generation: 1, ..Stamp::default() };
+    pub(crate) fn new(key: GrantKey, rules: Rules, stamp: Stamp) -> Self {
+        let stamp = Stamp { generation: 1, ..stamp };
         Self {
             key,
             current: RwLock::new(Arc::new(Snapshot::new(rules, stamp))),
@@ -64,6 +64,11 @@ impl Judge {
             #[cfg(test)]
             hold: None,
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(rules: &str) -> Self {
+        Self::new(GrantKey::for_tests(), toml::from_str(rules).unwrap(), Stamp::default())
     }
 
     /// The rules that hold now.
@@ -170,13 +175,9 @@ mod tests {
         toml::from_str(text).unwrap()
     }
 
-    fn judge(text: &str) -> Judge {
-        Judge::new(GrantKey::for_tests(), rules(text))
-    }
-
     #[test]
     fn an_allowlist_denies_the_rest_by_name() {
-        let judge = judge("default = 'deny'\n[[target]]\nname = 'db'\naddresses = ['10.1.1.1']");
+        let judge = Judge::for_tests("default = 'deny'\n[[target]]\nname = 'db'\naddresses = ['10.1.1.1']");
         let (permit, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
         assert_eq!(&**permit.rule(), "db");
         assert_eq!(&*standing.target, "db");
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn other_rules_hold_at_once_also_for_what_is_open() {
-        let judge = judge("");
+        let judge = Judge::for_tests("");
         let (_, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
         let verdict = || judge.verdict(&standing, ExchangeId(1), &OPAQUE);
         assert!(matches!(verdict(), Verdict::Allow(_)));
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_would_be_refused_is_counted_by_rule() {
-        let judge = judge("mode = 'observe'\n[[target]]\nname = 'db'\naccess = 'guarded'");
+        let judge = Judge::for_tests("mode = 'observe'\n[[target]]\nname = 'db'\naccess = 'guarded'");
         let (_, standing) = judge.connect("10.1.1.1:5432".parse().unwrap()).unwrap();
         for _ in 0..2 {
             let Verdict::Allow(permit) = judge.verdict(&standing, ExchangeId(1), &OPAQUE) else {

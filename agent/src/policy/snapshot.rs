@@ -15,10 +15,10 @@ use super::targets::{Access, Fallback, Mode, Rules, Target};
 pub(crate) struct Stamp {
     /// Counts from 1 at each start of the node agent.
     pub(crate) generation: u64,
-    /// SHA-256 of the configuration file's bytes.
-    pub(crate) config_sha256: [u8; 32],
+    /// SHA-256 of the configuration file's bytes; `None`: there is no file.
+    pub(crate) config_sha256: Option<[u8; 32]>,
     /// When it was loaded.
-    pub(crate) loaded_unix_ms: i64,
+    pub(crate) loaded_unix_ns: i64,
 }
 
 #[derive(Debug)]

@@ -163,6 +163,21 @@ impl From<Ports> for String {
 }
 
 impl Target {
+    /// A rule that can say nothing is a mistake.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.access == Access::Deny && !self.http.is_empty() && !self.opens_for_http() {
+            return Err(format!(
+                "{:?} is denied, so no request is ever made there and its HTTP rules say nothing: allow some, or leave them out",
+                self.name
+            ));
+        }
+        let mut names = std::collections::BTreeSet::new();
+        match self.http.iter().filter_map(|rule| rule.name.as_ref()).find(|name| !names.insert(*name)) {
+            Some(name) => Err(format!("two HTTP rules of {:?} are called {name:?}", self.name)),
+            None => Ok(()),
+        }
+    }
+
     /// It denies, but some HTTP requests are allowed: connections have to be let through to be read.
     pub(crate) fn opens_for_http(&self) -> bool {
         self.access == Access::Deny && self.http.iter().any(|rule| rule.access == HttpAccess::Allow)

@@ -28,7 +28,7 @@ pub(crate) use counters::Counters;
 pub(crate) use keyring::{KeyRing, KeyRingError};
 pub(crate) use node_log::{LogStanding, NodeLog, NodeLogError};
 pub(crate) use recorder::{Numbering, RecordError, Recorder, SessionRecord};
-pub(crate) use start::{Mode, Recording, RecordingConfig};
+pub(crate) use start::{MarkError, Mode, Recording, RecordingConfig};
 
 /// Makes a folder that only its owner enters.
 pub(crate) fn make_folder(path: &std::path::Path) -> std::io::Result<()> {

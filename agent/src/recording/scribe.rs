@@ -8,7 +8,7 @@
 //! 4. node log, within a second: the sessions closed, with the hash of their last segment
 //! 5. spool: a closed session's last segment may now be deleted once it is receipted
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -104,9 +104,18 @@ pub(super) struct Scribe {
     boot_id: String,
     entry_ns: u64,
     generation_retry_ns: u64,
+    /// Not said yet, in order.
+    marks: VecDeque<(Mark, oneshot::Sender<()>)>,
 }
 
-/// Asked of the scribe: write everything, say `Stopped`, end.
+/// Asked of the scribe.
+pub(super) enum Asked {
+    Stop(Stop),
+    /// To be said in the node log; answered when it is on the disk.
+    Mark(Mark, oneshot::Sender<()>),
+}
+
+/// Write everything, say `Stopped`, end.
 pub(super) struct Stop {
     pub(super) cause: String,
     pub(super) done: oneshot::Sender<()>,
@@ -138,23 +147,25 @@ impl Scribe {
             boot_id: clock::boot_id(),
             entry_ns: 0,
             generation_retry_ns: 0,
+            marks: VecDeque::new(),
         }
     }
 
     /// The thread. Ends when it was asked to stop and everything is written, or when nobody can ask any more.
-    pub(super) fn run(mut self, stop: &std::sync::mpsc::Receiver<Stop>) {
+    pub(super) fn run(mut self, asked: &std::sync::mpsc::Receiver<Asked>) {
         let mut stopping: Option<Stop> = None;
         loop {
             std::thread::sleep(ROUND_TIME_MIN);
             self.shared.bell.wait(ROUND_TIME);
-            if stopping.is_none() {
-                match stop.try_recv() {
-                    Ok(asked) => {
+            while stopping.is_none() {
+                match asked.try_recv() {
+                    Ok(Asked::Stop(stop)) => {
                         self.shared.stopped.store(true, Ordering::Release);
                         self.shared.journals.iter().for_each(crate::journal::Journal::shut);
-                        stopping = Some(asked);
+                        stopping = Some(stop);
                     }
-                    Err(std::sync::mpsc::TryRecvError::Empty) => {}
+                    Ok(Asked::Mark(mark, done)) => self.marks.push_back((mark, done)),
+                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
                     // The handle was dropped: as a kill, the next start recovers.
                     Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
                 }
@@ -200,6 +211,7 @@ impl Scribe {
         }
         self.cut_due(flush)?;
         self.commit()?;
+        self.say_marks()?;
         self.heartbeat(flush)?;
         self.settle();
         Ok(())
@@ -362,10 +374,24 @@ impl Scribe {
         self.settling.push(Settling { session: draft.session, journal, logged: false });
     }
 
+    /// What others have to say in the node log.
+    fn say_marks(&mut self) -> Result<(), ScribeError> {
+        while let Some((mark, done)) = self.marks.pop_front() {
+            if let Err(error) = self.log_entry(Some(mark.clone())) {
+                self.marks.push_front((mark, done));
+                return Err(error);
+            }
+            // Who asked may have given up waiting.
+            let _ = done.send(());
+        }
+        Ok(())
+    }
+
     /// Step 4, when it is time.
     fn heartbeat(&mut self, flush: bool) -> Result<(), ScribeError> {
         let waited = clock::now().0.saturating_sub(self.entry_ns);
-        let news = !self.closed.is_empty() || !self.numbers().opened.is_empty();
+        let news =
+            !self.closed.is_empty() || !self.numbers().opened.is_empty() || self.shared.standing().is_news();
         if waited > HEARTBEAT_TIME_NS || (news && (flush || waited > ENTRY_TIME_NS)) {
             self.log_entry(None)?;
         }
@@ -398,8 +424,10 @@ impl Scribe {
             lost: self.spool.take_lost(),
             heartbeat: Some(heartbeat),
             mark,
+            agent: self.shared.standing().due(clock::now().0),
             ..NodeEntry::default()
         };
+        let agent = entry.agent.clone();
         let mut parts = split(entry).into_iter();
         while let Some(part) = parts.next() {
             if let Err(error) = log.append(part.clone()) {
@@ -415,6 +443,9 @@ impl Scribe {
         }
         drop(log);
         self.entry_ns = clock::now().0;
+        if let Some(agent) = agent {
+            self.shared.standing().said(agent, self.entry_ns);
+        }
         for settling in &mut self.settling {
             settling.logged = true;
         }
@@ -514,11 +545,12 @@ impl Scribe {
     /// Draws the next generation when it is due. Where that fails the present one goes on, which is counted: recording
     /// stops for a full disk only when the journal is full too.
     fn renew_generation(&mut self) {
-        let now = clock::now().0;
-        if !self.sealing.generation.is_over() || now < self.generation_retry_ns {
+        let moment = (self.shared.moment)();
+        let now = moment.boot_ns;
+        if !self.sealing.generation.is_over(moment) || now < self.generation_retry_ns {
             return;
         }
-        match Generation::draw(&self.ring, &self.shared.node, &self.spool) {
+        match Generation::draw(&self.ring, &self.shared.node, &self.spool, moment) {
             Ok(generation) => {
                 self.spool.prune_wraps(generation.id);
                 self.sealing.generation = generation;

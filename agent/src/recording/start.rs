@@ -17,10 +17,10 @@ use tokio::sync::oneshot;
 use weir_proto::v1::{self, NodeEntry, node_entry::Mark};
 
 use super::counters::CounterKind;
-use super::generation::{Generation, GenerationError};
+use super::generation::{Generation, GenerationError, Moment};
 use super::recorder::{Bell, Numbering, Numbers, Shared};
 use super::recovery::{self, JOURNAL_SUFFIX};
-use super::scribe::{Scribe, Stop};
+use super::scribe::{Asked, Scribe, Stop};
 use super::sealing::Sealing;
 use super::{Counters, KeyRing, KeyRingError, NodeLog, NodeLogError, Recorder, clock, make_folder};
 use crate::journal::{Journal, JournalError};
@@ -37,6 +37,8 @@ const STUCK_SHOWN: usize = 20;
 const GREETING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the end waits for the disk, and then for the collector.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long somebody waits for the node log.
+const MARK_TIMEOUT: Duration = Duration::from_secs(5);
 const SHIP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where recordings go.
@@ -55,6 +57,8 @@ pub(crate) struct RecordingConfig {
     /// All journals together.
     pub(crate) journal_bytes: u64,
     pub(crate) spool_quota_bytes: u64,
+    /// The clocks that generations go by: [`Moment::now`], but for a test.
+    pub(crate) moment: fn() -> Moment,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,12 +88,18 @@ pub(crate) enum StartError {
 #[error("sealing did not finish within {DRAIN_TIMEOUT:?}")]
 pub(crate) struct DrainError;
 
+/// It may still be said later.
+#[derive(Debug, thiserror::Error)]
+#[error("the node log could not be written within {MARK_TIMEOUT:?}: see to the disk of the state directory")]
+pub(crate) struct MarkError;
+
 /// The handle to a running recording. Dropped without [`Recording::drain`] it ends as by a kill.
 pub(crate) struct Recording {
     shared: Arc<Shared>,
     spool: Arc<Spool>,
     log: Arc<Mutex<NodeLog>>,
-    stop: mpsc::Sender<Stop>,
+    ring: Arc<KeyRing>,
+    scribe: mpsc::Sender<Asked>,
     shipping: Option<Shipping>,
     _lock: Flock<fs::File>,
 }
@@ -108,6 +118,8 @@ pub(crate) struct RecordingStatus {
     /// Some of the sessions that cannot leave the spool, and why.
     pub(crate) stuck: Vec<(String, &'static str)>,
     node_log_entries: u64,
+    /// Last day (since 1970-01-01) that a sealing key of the collector is known for; 0 = none is needed, or known.
+    keys_until_day: u32,
     collector: Option<ShippingStatus>,
 }
 
@@ -118,13 +130,14 @@ impl Recording {
         if config.mode == Mode::Collector {
             ensure_keys(&config.state_dir).await;
         }
+        let state = config.state_dir.clone();
         // Reading the spool and the journals of an earlier life takes its time on a full disk.
         let opened = tokio::task::spawn_blocking(move || open(&config))
             .await
             .map_err(|_| StartError::Interrupted)??;
         let Opened { shared, spool, log, ring, scribe, identity, enrolled, lock } = opened;
-        let (stop, stops) = mpsc::channel();
-        spawn("weir-scribe", move || scribe.run(&stops))?;
+        let (asking, asked) = mpsc::channel();
+        spawn("weir-scribe", move || scribe.run(&asked))?;
         spawn("weir-sync", {
             let shared = Arc::downgrade(&shared);
             move || sync_journals(&shared)
@@ -137,9 +150,10 @@ impl Recording {
                     enrolled,
                     spool.clone(),
                     log.clone(),
-                    ring,
+                    ring.clone(),
                     numbering,
                     counters,
+                    state,
                 );
                 // A disk restored from an old copy would give session numbers a second time; the collector knows better.
                 let _ = tokio::time::timeout(GREETING_TIMEOUT, shipping.greeted()).await;
@@ -148,13 +162,13 @@ impl Recording {
             None => None,
         };
         let recorder = Recorder::new(shared.clone());
-        Ok((recorder, Self { shared, spool, log, stop, shipping, _lock: lock }))
+        Ok((recorder, Self { shared, spool, log, ring, scribe: asking, shipping, _lock: lock }))
     }
 
     /// Seals everything and says in the node log that this end was orderly; then gives the collector a moment.
     pub(crate) async fn drain(&self) -> Result<(), DrainError> {
         let (done, finished) = oneshot::channel();
-        let asked = self.stop.send(Stop { cause: "drained".to_owned(), done });
+        let asked = self.scribe.send(Asked::Stop(Stop { cause: "drained".to_owned(), done }));
         self.shared.bell.ring();
         if asked.is_err() || !matches!(tokio::time::timeout(DRAIN_TIMEOUT, finished).await, Ok(Ok(()))) {
             return Err(DrainError);
@@ -170,6 +184,17 @@ impl Recording {
     /// Its threads live: neither failed nor drained.
     pub(crate) fn is_running(&self) -> bool {
         !self.shared.stopped.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Says something in the node log; it is on the disk when this returns.
+    pub(crate) async fn mark(&self, mark: Mark) -> Result<(), MarkError> {
+        let (done, said) = oneshot::channel();
+        self.scribe.send(Asked::Mark(mark, done)).map_err(|_| MarkError)?;
+        self.shared.bell.ring();
+        match tokio::time::timeout(MARK_TIMEOUT, said).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(MarkError),
+        }
     }
 
     /// Events are taken and find their way to the disk.
@@ -200,8 +225,20 @@ impl Recording {
             spool_unreceipted: self.spool.unreceipted(),
             stuck: self.spool.stuck(STUCK_SHOWN).into_iter().map(|(id, why)| (id.to_string(), why)).collect(),
             node_log_entries: self.log.lock().unwrap_or_else(PoisonError::into_inner).entries(),
+            keys_until_day: self.ring.until_day(),
             collector: self.shipping.as_ref().map(Shipping::status),
         }
+    }
+
+    /// How the agent stands, for the node log: what is said here, and what shipping and sealing know themselves.
+    pub(crate) fn describe(&self, state: v1::AgentState) {
+        let certificate = self.shipping.as_ref().map_or(0, Shipping::certificate_not_after_unix);
+        self.shared.standing().is(v1::AgentState {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            certificate_not_after_unix: certificate,
+            keys_until_day: self.ring.until_day(),
+            ..state
+        });
     }
 
     /// What the kernel programs have counted, for the node log's heartbeats.
@@ -272,7 +309,7 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
     let mut found =
         recovery::look(&journal_folder, &newest, &logged, &counters).map_err(io("reading its journals"))?;
 
-    let generation = Generation::draw(&ring, &node, &spool)?;
+    let generation = Generation::draw(&ring, &node, &spool, (config.moment)())?;
     spool.prune_wraps(generation.id);
     let journals = new_journals(&journal_folder, config.journal_bytes)?;
     let numbers = Numbers { next: found.next_number, opened: std::mem::take(&mut found.opened), open: 0 };
@@ -286,6 +323,8 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
         ships: config.mode == Mode::Collector,
         bell: Bell::default(),
         counters: counters.clone(),
+        standing: Mutex::default(),
+        moment: config.moment,
     });
     let started = v1::Started {
         generation_id: generation.id.to_field(),

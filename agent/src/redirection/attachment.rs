@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::MapError;
+use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 use weir_agent_ebpf::{Counter, Entrance, Membership, ProcessEntry, Settings, entrance_flags};
@@ -92,7 +93,7 @@ impl Redirection {
         let v4_port = listening_port(v4, "127.0.0.1")?;
         let v6_port = v6.map_or(Ok(0), |v6| listening_port(v6, "::1"))?;
         let netns =
-            sys::netns_cookie(v4.as_fd()).map_err(socket("ask for a listener's network namespace"))?;
+            sys::netns_cookie(v4).map_err(socket("ask for a listener's network namespace"))?;
         let flags = if self.watch_routes(netns) { entrance_flags::ROUTES_KNOWN } else { 0 };
         let mut tables = self.tables();
         for listener in [Some(v4), v6].into_iter().flatten() {
@@ -186,6 +187,17 @@ impl Redirection {
         Ok(Counters::new(sums))
     }
 
+    /// Lets governed connections through, unredirected, until this CLOCK_BOOTTIME; 0 ends it now. The programs see to its end,
+    /// and take no notice of one that lies more than `BYPASS_NS_MAX` ahead.
+    pub(crate) fn bypass(&self, until_ns: u64) -> Result<(), RedirectionError> {
+        self.tables().bypass.set(0, until_ns, 0).map_err(RedirectionError::table("set the end of a bypass"))
+    }
+
+    /// As last set, by this agent or an earlier one; 0 = never, or ended.
+    pub(crate) fn bypass_until(&self) -> Result<u64, RedirectionError> {
+        self.tables().bypass.get(&0, 0).map_err(RedirectionError::table("read the end of a bypass"))
+    }
+
     pub(crate) fn gates(&self) -> Vec<Gate> {
         let routes_known = self
             .tables()
@@ -193,7 +205,8 @@ impl Redirection {
             .iter()
             .filter_map(Result::ok)
             .all(|(_, entrance)| entrance.flags & entrance_flags::ROUTES_KNOWN != 0);
-        gate::all(&self.scope, routes_known)
+        let bypassed = self.bypass_until().and_then(|until_ns| Ok(until_ns > boot_ns()?));
+        gate::all(&self.scope, routes_known, bypassed.map_err(|error| error.to_string()))
     }
 
     /// Removes the programs and all tables: nothing is redirected or refused any more.
@@ -297,9 +310,18 @@ fn lives(pid: u32, entry: &ProcessEntry) -> bool {
 
 /// No two starts of an agent on one boot begin in the same nanosecond with the same lock.
 fn generation() -> Result<u64, RedirectionError> {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .map_err(|errno| RedirectionError::Socket { doing: "read the boot clock", source: errno.into() })?;
+    let now = boot_time()?;
     Ok((now.tv_sec().cast_unsigned() << 30) | now.tv_nsec().cast_unsigned())
+}
+
+pub(super) fn boot_ns() -> Result<u64, RedirectionError> {
+    let now = boot_time()?;
+    Ok(now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned())
+}
+
+fn boot_time() -> Result<TimeSpec, RedirectionError> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map_err(|errno| RedirectionError::Socket { doing: "read the boot clock", source: errno.into() })
 }
 
 fn listening_port(listener: &impl AsFd, address: &str) -> Result<u16, RedirectionError> {

@@ -27,7 +27,7 @@ pub(crate) enum GateState {
 }
 
 /// The gates of the redirection that is attached at `scope`.
-pub(super) fn all(scope: &Cgroup, routes_known: bool) -> Vec<Gate> {
+pub(super) fn all(scope: &Cgroup, routes_known: bool, bypassed: Result<bool, String>) -> Vec<Gate> {
     // Their programs are attached, or attach() would have failed.
     let attached = ["connect", "hand-over", "getpeername", "process-tree"]
         .map(|name| Gate { name, state: GateState::Holds });
@@ -36,6 +36,7 @@ pub(super) fn all(scope: &Cgroup, routes_known: bool) -> Vec<Gate> {
         Gate { name: "process-start", state: process_start() },
         Gate { name: "no-route", state: no_route(routes_known) },
         Gate { name: "getpeername-mptcp", state: getpeername_mptcp() },
+        Gate { name: "no-bypass", state: no_bypass(bypassed) },
     ];
     attached.into_iter().chain(judged).collect()
 }
@@ -79,6 +80,17 @@ fn no_route(known: bool) -> GateState {
     GateState::Weakened(
         "the routes cannot be read: a connect() without one succeeds and is reset by the proxy".into(),
     )
+}
+
+/// Nobody has asked for connections to be let through, or that is over.
+fn no_bypass(bypassed: Result<bool, String>) -> GateState {
+    match bypassed {
+        Ok(false) => GateState::Holds,
+        Ok(true) => GateState::Weakened(
+            "`weir-agent bypass` is under way: governed connections pass unredirected and unrecorded".into(),
+        ),
+        Err(error) => GateState::Weakened(format!("it cannot be told whether a bypass is under way: {error}")),
+    }
 }
 
 /// An MPTCP connection is made by an inner socket: that is the one the connect hook sees, and its record is copied to the

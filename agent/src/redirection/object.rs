@@ -14,8 +14,18 @@ use super::pins::Pins;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_EBPF_OBJECT"));
 
 /// Maps that belong to one agent.
-const OWN_MAPS: [&str; 9] =
-    ["ORIGINS", "TUPLES", "ACCEPTED", "PROCESSES", "CGROUPS", "ENTRANCES", "ROUTES", "SETTINGS", "COUNTERS"];
+const OWN_MAPS: [&str; 10] = [
+    "ORIGINS",
+    "TUPLES",
+    "ACCEPTED",
+    "PROCESSES",
+    "CGROUPS",
+    "ENTRANCES",
+    "ROUTES",
+    "SETTINGS",
+    "COUNTERS",
+    "BYPASS",
+];
 const SHARED_MAPS: [&str; 1] = ["LISTENERS"];
 
 /// The programs, loaded but not attached.
@@ -34,6 +44,7 @@ pub(super) struct Tables {
     pub(super) routes: LpmTrie<MapData, RouteTarget, u32>,
     pub(super) settings: Array<MapData, Settings>,
     pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) bypass: Array<MapData, u64>,
 }
 
 impl Object {
@@ -49,6 +60,7 @@ impl Object {
         let mut loader = EbpfLoader::new();
         let has_mptcp = u32::from(kernel.has_mptcp);
         loader.override_global("TASK_OFFSETS", &kernel.task_offsets, true);
+        loader.override_global("OPTIONAL_OFFSETS", &kernel.optional_offsets, false);
         loader.override_global("HAS_MPTCP", &has_mptcp, true);
         for name in OWN_MAPS {
             loader.map_pin_path(name, pins.map(name));
@@ -89,6 +101,7 @@ impl Object {
             routes: self.take("ROUTES")?,
             settings: self.take("SETTINGS")?,
             counters: self.take("COUNTERS")?,
+            bypass: self.take("BYPASS")?,
         };
         Ok((tables, self.take("ACCEPTED")?))
     }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! /sys/fs/bpf/weir/
-//!   listeners-v1          the mark of every agent's listeners: one map for all agents of the host
+//!   listeners-v2          the mark of every agent's listeners: one map for all agents of the host
 //!   <an agent>/           locked while that agent lives
 //!     links/<program>     the attachments; a new program is put under them, whatever its maps
-//!     maps-v1/<map>       the version is the ABI: a program never meets a map of another layout
+//!     maps-v2/<map>       the version is the ABI: a program never meets a map of another layout
 //! ```
 
 use std::fs::{self, File};

@@ -65,7 +65,7 @@ impl Scene {
 impl Running {
     async fn start(client: TcpStream, upstream: TcpStream, rules: &str, hold: bool) -> Self {
         let (recorder, recording, dir) = recorder().await;
-        let mut judge = Judge::new(GrantKey::for_tests(), toml::from_str::<Rules>(rules).unwrap());
+        let mut judge = Judge::for_tests(rules);
         let (holding, held) = mpsc::unbounded_channel();
         judge.hold = hold.then_some(holding);
         let (_, standing) = judge.connect("127.0.0.1:9".parse().unwrap()).unwrap();

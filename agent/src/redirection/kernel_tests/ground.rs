@@ -275,7 +275,7 @@ fn describe(flow: &Flow) -> String {
         flow.pid,
         flow.tid,
         flow.bound_source.map_or("-".into(), |source| source.to_string()),
-        flow.bound_device_name().unwrap_or("-".into()),
+        flow.device_name().unwrap_or("-".into()),
         flow.comm,
     )
 }
