@@ -1,5 +1,7 @@
 //! The command line: what can be asked of `weir-agent`.
 
+mod rules;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use crate::control::{self, Answer, AskError, Request};
 use crate::exec::{self, Exec, NOT_STARTED};
 use crate::node::{Node, Place};
 use crate::redirection::Redirection;
-use crate::{doctor, service, shipping};
+use crate::{doctor, reload, service, shipping};
 
 /// Records what agents do to infrastructure: the node agent of Weir.
 #[derive(Parser)]
@@ -49,6 +51,16 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Check rules, and ask what they would do.
+    #[command(subcommand)]
+    Policy(rules::PolicyCommand),
+    /// Have the node agent read its configuration again (SIGHUP does the same). Invalid rules change nothing.
+    Reload(rules::ReloadArgs),
+    /// Let governed connections pass directly and unrecorded for a time. Root only, and itself on record.
+    ///
+    /// For when Weir is what is broken. New connections are let through by the kernel hooks until the time is over; open ones
+    /// go on through the node agent.
+    Bypass(rules::BypassArgs),
     /// Remove the kernel hooks that a stopped node agent left in place. Governed processes then connect unrecorded.
     Detach(ConfigFile),
     /// Print the reference of the configuration file (Markdown).
@@ -100,6 +112,9 @@ struct JoinArgs {
     /// This node's name [default: the host name]
     #[arg(long)]
     name: Option<String>,
+    /// Join the same collector once more, because the certificate has ended: the node keeps its identity and its spool.
+    #[arg(long)]
+    again: bool,
 }
 
 #[derive(Args)]
@@ -148,6 +163,9 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
             println!("detached: governed processes now connect directly and unrecorded");
             Ok(ExitCode::SUCCESS)
         }
+        Command::Policy(command) => rules::policy(command),
+        Command::Reload(args) => rules::reload(args),
+        Command::Bypass(args) => rules::bypass(args),
         Command::Reference => {
             print!("{}", config::reference());
             Ok(ExitCode::SUCCESS)
@@ -173,14 +191,21 @@ fn daemon(file: &ConfigFile) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let node = Node::start(Place::of(&config)?, &config).await?;
         tracing::info!(scope = %node.scope.display(), "ready");
         service::ready(&node.scope);
         let running = node.clone();
         tokio::spawn(service::watched(move || running.is_recording()));
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
+                    // What is wrong with it is in the log and the status.
+                    let _said = reload::reload(&node, None).await;
+                }
+            }
         }
         service::stopping();
         node.stop().await;
@@ -230,8 +255,8 @@ fn join(args: JoinArgs) -> anyhow::Result<ExitCode> {
     };
     let name = args.name.unwrap_or_else(crate::selection::host_name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let node_id = runtime.block_on(shipping::enroll(&config.state_dir, token.trim(), &name))?;
-    println!("joined as {name} ({node_id}); start the node agent with `weir-agent run`");
+    let node_id = runtime.block_on(shipping::enroll(&config.state_dir, token.trim(), &name, args.again))?;
+    println!("joined as {name} ({node_id}); start the node agent with `weir-agent run`, one that runs goes on by itself");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -109,10 +109,23 @@ fn enrolled(state: &Path) -> Finding {
 
 /// The status for people.
 pub(crate) fn show_status(status: &Value) {
+    let bypass = &status["bypass"];
+    if bypass.is_object() {
+        println!(
+            "BYPASS: governed connections pass directly and UNRECORDED for {} s more\n        {} passed so far; asked for by uid \
+             {} (pid {}): {}\n        `weir-agent bypass --end` ends it\n",
+            bypass["seconds_left"],
+            bypass["passed"],
+            bypass["uid"],
+            bypass["pid"],
+            text(&bypass["reason"])
+        );
+    }
     println!("version   {}", text(&status["version"]));
     println!("ready     {}", text(&status["ready"]));
     println!("scope     {}", text(&status["scope"]));
     println!("sessions  {} open", text(&status["open_sessions"]));
+    show_policy(&status["policy"]);
     for section in ["recording", "kernel"] {
         println!("\n{section}");
         for (name, value) in status[section].as_object().into_iter().flatten() {
@@ -131,6 +144,20 @@ pub(crate) fn show_status(status: &Value) {
         );
     }
     show_gates(&status["gates"]);
+}
+
+fn show_policy(policy: &Value) {
+    println!("rules     generation {}, mode {}", policy["generation"], text(&policy["mode"]));
+    if let Some(error) = policy["reload_error"].as_str() {
+        println!("          NOT taken over: {error}");
+    }
+    let waits: Vec<String> = policy["restart_for"].as_array().into_iter().flatten().map(text).collect();
+    if !waits.is_empty() {
+        println!("          wait for the next start: {}", waits.join(", "));
+    }
+    for (rule, count) in policy["would_refuse"].as_object().into_iter().flatten() {
+        println!("          {rule} would have refused {count}");
+    }
 }
 
 fn show_gates(gates: &Value) {

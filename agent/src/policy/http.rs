@@ -40,6 +40,11 @@ pub(crate) enum HttpAccess {
 }
 
 impl HttpRule {
+    /// Every request.
+    pub(super) fn covers_all(&self) -> bool {
+        self.hosts.is_empty() && self.methods.is_empty() && self.paths.is_empty()
+    }
+
     /// A deny rule matches a request that anybody could read as forbidden, an allow rule one that everybody reads as allowed.
     pub(super) fn matches(&self, request: &Readings) -> bool {
         match self.access {

@@ -75,6 +75,11 @@ impl Snapshot {
         target.map_or(&self.fallback, |at| &self.names[at].target)
     }
 
+    /// The names of a target's HTTP rules.
+    pub(crate) fn http_names(&self, target: usize) -> &[Arc<str>] {
+        &self.names[target].http
+    }
+
     /// May a connection be made?
     pub(crate) fn connection(&self, destination: SocketAddr) -> (Option<usize>, Ruling) {
         let at = self.rules.target_of(destination);

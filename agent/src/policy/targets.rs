@@ -85,6 +85,25 @@ pub(crate) enum Access {
     Guarded,
 }
 
+impl Fallback {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Fallback::Allow => "allow",
+            Fallback::Deny => "deny",
+        }
+    }
+}
+
+impl Access {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Access::Allow => "allow",
+            Access::Deny => "deny",
+            Access::Guarded => "guarded",
+        }
+    }
+}
+
 /// How much of a session is kept. Opening, closing, verdicts and byte counts are always kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -163,6 +182,11 @@ impl From<Ports> for String {
 }
 
 impl Target {
+    /// Every destination.
+    pub(crate) fn covers_all(&self) -> bool {
+        self.addresses.is_empty() && self.ports.is_empty()
+    }
+
     /// A rule that can say nothing is a mistake.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.access == Access::Deny && !self.http.is_empty() && !self.opens_for_http() {
