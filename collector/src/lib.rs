@@ -9,6 +9,7 @@
 //! * [`access`]: the one door to every read
 //! * [`api`]: what people and tools ask
 //! * [`search`]: what people type to find exchanges
+//! * [`touched`]: what a run touched, added up from exchanges (used by `weir`)
 //! * [`heartbeats`]: what the spacing of a node's signed log says
 //! * [`retention`]: what deletes, and the keys of the days to come
 //! * [`operations`]: health, readiness and metrics for the operator
@@ -33,6 +34,7 @@ pub mod retention;
 pub mod search;
 pub mod serve;
 pub mod store;
+pub mod touched;
 pub mod verify;
 
 /// An error with its causes, on one line, for logs.

@@ -3,9 +3,10 @@
 //! * [`home`]: where credentials and pinned keys are kept
 //! * [`client`]: the connection, and what everyone names: a run, a session, a node
 //! * [`output`]: tables, times, sizes; nothing of a recording reaches the terminal unescaped
-//! * the commands: [`lists`], [`timeline`], [`play`], [`search`], [`tail`], [`check`], [`administration`]
+//! * the commands: [`lists`], [`timeline`], [`play`], [`search`], [`tail`], [`touched`], [`check`], [`agents`], [`administration`]
 
 mod administration;
+mod agents;
 mod check;
 mod client;
 mod hits;
@@ -16,6 +17,7 @@ mod play;
 mod search;
 mod tail;
 mod timeline;
+mod touched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,6 +68,8 @@ enum Command {
     Play(play::Play),
     /// Find exchanges by words, phrases and fields, the newest first
     Search(search::Search),
+    /// What a run touched: hosts, databases, tables, paths; read or written
+    Touched(touched::Touched),
     /// Follow exchanges as they end
     Tail(tail::Tail),
     /// Check signatures, chains, receipts and completeness on this machine, without trusting the collector
@@ -74,8 +78,9 @@ enum Command {
     Verify(check::Verify),
     /// What share of the traffic was inspected, opaque, refused or unobserved
     Coverage(lists::CoverageOf),
-    /// Node agents
-    Nodes,
+    /// How the node agents stand: version, heartbeat, gates, spool, configuration, clock, certificate, gaps
+    #[command(visible_alias = "nodes")]
+    Agents(agents::Agents),
     /// Make a join token for node agents
     JoinToken(administration::JoinToken),
     /// Make a credential for a person or a tool
@@ -116,10 +121,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Show(command) => command.run(how).await?,
         Command::Play(command) => command.run(how).await?,
         Command::Search(command) => command.run(how).await?,
+        Command::Touched(command) => command.run(how).await?,
         Command::Tail(command) => command.run(how).await?,
         Command::Verify(command) => return command.run(how).await,
         Command::Coverage(command) => command.run(how).await?,
-        Command::Nodes => lists::nodes(how).await?,
+        Command::Agents(command) => command.run(how).await?,
         Command::JoinToken(command) => command.run(how).await?,
         Command::Credential(command) => command.run(how).await?,
         Command::RevokeCredential { name } => administration::revoke_credential(how, &name).await?,
