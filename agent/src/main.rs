@@ -19,6 +19,7 @@ mod selection;
 mod service;
 mod shipping;
 mod spool;
+mod standing;
 
 use std::process::ExitCode;
 

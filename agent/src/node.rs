@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::bypass::Bypass;
 use crate::policy::Judge;
 use crate::proxy::accept::Listeners;
-use crate::recording::{MarkError, Mode, Recorder, Recording, RecordingConfig};
+use crate::recording::{MarkError, Mode, Moment, Recorder, Recording, RecordingConfig};
 use crate::redirection::{
     Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount,
 };
@@ -32,6 +32,8 @@ use crate::{admin, control};
 
 /// How often runs are checked for their end.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// In how many of these the gates are looked at once more.
+const SWEEPS_PER_LOOK: u32 = 10;
 /// Most sessions at once, whatever the limit of open files.
 const SESSIONS_MAX: usize = 100_000;
 /// Both legs, and what looking at the process takes for a moment.
@@ -102,6 +104,7 @@ impl Node {
             mode: place.mode,
             journal_bytes: config.journal_mib << 20,
             spool_quota_bytes: config.spool_mib << 20,
+            moment: Moment::now,
         })
         .await
         .context("cannot start recording")?;
@@ -328,11 +331,16 @@ pub(crate) fn gate_state(state: &GateState) -> String {
 
 async fn sweep(node: Arc<Node>) {
     let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    let mut sweeps = 0u32;
     loop {
         tokio::select! {
             _ = interval.tick() => {
                 node.runs.sweep();
                 node.count();
+                if sweeps.is_multiple_of(SWEEPS_PER_LOOK) {
+                    node.recording.describe(crate::standing::of(&node));
+                }
+                sweeps = sweeps.wrapping_add(1);
                 node.bypass.sweep(&node).await;
             }
             () = node.draining.cancelled() => return,

@@ -32,6 +32,11 @@ pub(crate) fn wall() -> v1::WallClock {
     v1::WallClock { unix_ns, boot_ns, synchronized }
 }
 
+/// Seconds since 1970-01-01 UTC, by the wall clock.
+pub(crate) fn unix_seconds() -> i64 {
+    read(ClockId::CLOCK_REALTIME) / 1_000_000_000
+}
+
 /// Days since 1970-01-01 UTC, by the wall clock.
 pub(crate) fn today() -> u32 {
     const DAY_NS: i64 = 86_400 * 1_000_000_000;

@@ -25,27 +25,50 @@ pub(crate) enum GenerationError {
     Spool(#[from] SpoolError),
 }
 
+/// What generations go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) boot_ns: u64,
+    /// Since 1970-01-01 UTC.
+    pub(crate) day: u32,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { boot_ns: clock::now().0, day: clock::today() }
+    }
+}
+
 pub(super) struct Generation {
     pub(super) id: GenerationId,
     pub(super) key: GenerationKey,
-    day: u32,
-    drawn_ns: u64,
+    drawn: Moment,
 }
 
 impl Generation {
     /// Draws one and writes its wrap to the spool: before the first segment that is sealed with it.
-    pub(super) fn draw(ring: &KeyRing, node: &NodeId, spool: &Spool) -> Result<Self, GenerationError> {
-        let day = clock::today();
-        let to = ring.for_day(day).ok_or(GenerationError::NoKey)?;
+    pub(super) fn draw(
+        ring: &KeyRing,
+        node: &NodeId,
+        spool: &Spool,
+        now: Moment,
+    ) -> Result<Self, GenerationError> {
+        let to = ring.for_day(now.day).ok_or(GenerationError::NoKey)?;
+        if to.late_days > 0 {
+            tracing::error!(
+                late_days = to.late_days,
+                "the collector's keys have run out; sealing goes on for the last of them, for 30 days at most: connect to the collector"
+            );
+        }
         let id = GenerationId::generate();
         let key = GenerationKey::draw()?;
-        spool.write_wrap(id, &wrap(&id, &key, node, &to)?)?;
-        Ok(Self { id, key, day, drawn_ns: clock::now().0 })
+        spool.write_wrap(id, &wrap(&id, &key, node, &to.key)?)?;
+        Ok(Self { id, key, drawn: now })
     }
 
     /// Its hour is over, or its day.
-    pub(super) fn is_over(&self) -> bool {
-        clock::now().0.saturating_sub(self.drawn_ns) > GENERATION_TIME.as_nanos() as u64
-            || clock::today() != self.day
+    pub(super) fn is_over(&self, now: Moment) -> bool {
+        now.boot_ns.saturating_sub(self.drawn.boot_ns) > GENERATION_TIME.as_nanos() as u64
+            || now.day != self.drawn.day
     }
 }

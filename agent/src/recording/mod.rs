@@ -7,7 +7,7 @@
 //! * [`scribe`]: the thread that seals: from journal to spool, in group commits
 //! * [`sealing`]: records become a segment that continues its session's chain
 //! * [`generation`], [`keyring`]: what segments are sealed with, and for whom
-//! * [`node_log`]: the node's signed chain on disk
+//! * [`node_log`]: the node's signed chain on disk; [`standing`]: what it says of the agent itself
 //! * [`clock`], [`counters`]
 
 pub(crate) mod clock;
@@ -19,12 +19,14 @@ mod recorder;
 mod recovery;
 mod scribe;
 mod sealing;
+mod standing;
 mod start;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use counters::Counters;
+pub(crate) use generation::Moment;
 pub(crate) use keyring::{KeyRing, KeyRingError};
 pub(crate) use node_log::{LogStanding, NodeLog, NodeLogError};
 pub(crate) use recorder::{Numbering, RecordError, Recorder, SessionRecord};

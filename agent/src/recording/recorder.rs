@@ -1,7 +1,7 @@
 //! What the proxy holds: the [`Recorder`] opens sessions, a [`SessionRecord`] takes their events and ends exactly once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
@@ -10,6 +10,8 @@ use weir_proto::v1::event::Kind;
 use weir_proto::v1::{self, Event};
 use weir_proto::{NodeId, SessionId};
 
+use super::generation::Moment;
+use super::standing::Standing;
 use super::{Counters, clock};
 use crate::journal::{Append, FLAG_CLOSED, FLAG_OPENED, Full, Journal, JournalError};
 
@@ -50,6 +52,10 @@ pub(super) struct Shared {
     pub(super) ships: bool,
     pub(super) bell: Bell,
     pub(super) counters: Arc<Counters>,
+    /// How the agent itself stands, for the node log.
+    pub(super) standing: Mutex<Standing>,
+    /// What generations go by.
+    pub(super) moment: fn() -> Moment,
 }
 
 /// The session numbers of the node log.
@@ -184,6 +190,10 @@ impl Shared {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             recovered: self.recovered.load(Ordering::Acquire),
         }
+    }
+
+    pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn room(&self, journal: usize, payload: usize) {

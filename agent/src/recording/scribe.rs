@@ -16,7 +16,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::oneshot;
 use weir_proto::SessionId;
-use weir_proto::seal::SealError;
+use weir_proto::seal::{HEARTBEAT_INTERVAL, SealError};
 use weir_proto::seal::segment::SEGMENT_PLAIN_TARGET;
 use weir_proto::v1::event::Kind;
 use weir_proto::v1::node_entry::Mark;
@@ -45,7 +45,7 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 const BATCH_SEGMENTS_MAX: usize = 256;
 /// The node log says what was opened and closed within this; and that the agent lives, within the other.
 const ENTRY_TIME_NS: u64 = 1_000_000_000;
-const HEARTBEAT_TIME_NS: u64 = 10_000_000_000;
+const HEARTBEAT_TIME_NS: u64 = HEARTBEAT_INTERVAL.as_nanos() as u64;
 /// Between attempts to draw a generation that is due.
 const GENERATION_RETRY_NS: u64 = 5_000_000_000;
 

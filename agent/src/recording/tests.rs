@@ -14,7 +14,7 @@ use weir_proto::v1::event::Kind;
 use weir_proto::v1::{self, Event, node_entry::Mark};
 use weir_proto::{GenerationId, NodeId, RunId, SessionId};
 
-use super::{Mode, Recorder, Recording, RecordingConfig};
+use super::{Mode, Moment, Recorder, Recording, RecordingConfig};
 
 fn config(state: &Path) -> RecordingConfig {
     RecordingConfig {
@@ -22,6 +22,7 @@ fn config(state: &Path) -> RecordingConfig {
         mode: Mode::Local,
         journal_bytes: 4 << 20,
         spool_quota_bytes: 1 << 30,
+        moment: Moment::now,
     }
 }
 

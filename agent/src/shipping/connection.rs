@@ -9,6 +9,7 @@ use weir_proto::credential::SERVER_NAME;
 use weir_proto::v1::ingest_client::IngestClient;
 use zeroize::Zeroizing;
 
+use super::certificate::ClientCertificate;
 use super::identity::Enrolled;
 
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +31,14 @@ pub(crate) enum ShippingError {
     Timeout { address: String },
     #[error("the collector ended the stream")]
     Call(#[source] Box<tonic::Status>),
+    /// A person has to do something, here or there.
+    #[error("the collector refuses this node agent: {0}")]
+    Refused(String),
+    #[error(
+        "this node's certificate ended on {not_after}: make a join token (`weir join-token`) and run `weir-agent join --again` with it; \
+         the node keeps its identity, and its spool keeps everything"
+    )]
+    Expired { not_after: String, source: Box<ShippingError> },
     #[error("the collector made no sense: {0}")]
     Nonsense(&'static str),
     #[error(
@@ -45,19 +54,36 @@ pub(crate) enum ShippingError {
     #[error(transparent)]
     KeyRing(#[from] crate::recording::KeyRingError),
     #[error(transparent)]
+    Identity(#[from] super::identity::IdentityError),
+    #[error(transparent)]
     NodeLog(#[from] crate::recording::NodeLogError),
 }
 
 impl From<tonic::Status> for ShippingError {
     fn from(status: tonic::Status) -> Self {
-        Self::Call(Box::new(status))
+        use tonic::Code::{FailedPrecondition, PermissionDenied, Unauthenticated};
+        match status.code() {
+            PermissionDenied | FailedPrecondition | Unauthenticated => {
+                Self::Refused(shown(status.message()).to_owned())
+            }
+            _ => Self::Call(Box::new(status)),
+        }
     }
 }
 
-/// Connects as an enrolled node.
-pub(super) async fn connect(enrolled: &Enrolled) -> Result<IngestClient<Channel>, ShippingError> {
-    let certificate = pem("CERTIFICATE", &enrolled.certificate_der);
-    let key = pem("PRIVATE KEY", &enrolled.client_key_der);
+/// A peer's text for the log: bounded.
+pub(super) fn shown(detail: &str) -> &str {
+    const SHOWN_BYTES_MAX: usize = 400;
+    &detail[..detail.floor_char_boundary(SHOWN_BYTES_MAX)]
+}
+
+/// Connects as an enrolled node that shows this certificate.
+pub(super) async fn connect(
+    enrolled: &Enrolled,
+    shown: &ClientCertificate,
+) -> Result<IngestClient<Channel>, ShippingError> {
+    let certificate = pem("CERTIFICATE", &shown.certificate_der);
+    let key = pem("PRIVATE KEY", &shown.key_der);
     let identity = tonic::transport::Identity::from_pem(certificate.as_bytes(), key.as_bytes());
     dial(&enrolled.address, tls(&enrolled.ca_der).identity(identity)).await
 }

@@ -9,9 +9,11 @@ use weir_proto::seal::{KeyError, SigningKey, VerifyingKey, draw_signing_key, enr
 use weir_proto::{NodeId, v1};
 use zeroize::Zeroizing;
 
-use super::connection::{ShippingError, connect_to_enroll};
+use super::certificate::ClientCertificate;
+use super::connection::{ShippingError, connect_to_enroll, shown};
 use super::identity::{
-    Enrolled, Identity, IdentityError, Prepared, is_enrolled, load_prepared, store_enrolled, store_prepared,
+    Enrolled, Identity, IdentityError, Prepared, is_enrolled, load_enrolled, load_prepared, store_enrolled,
+    store_prepared,
 };
 use super::stream::fetch_keys;
 use crate::recording::{KeyRing, KeyRingError, clock};
@@ -21,9 +23,16 @@ pub(crate) enum EnrollError {
     #[error("the join token cannot be used")]
     Token(#[from] BadCredential),
     #[error(
-        "this node has already joined a collector; to join another, move {0} away first (its spool belongs to the old one)"
+        "this node has already joined a collector; `--again` gets a new certificate from it. To join another, move {0} away first (its \
+         spool belongs to the old one)"
     )]
     AlreadyEnrolled(PathBuf),
+    #[error(
+        "the token is of another collector than the one that this node has joined; move {0} away to join that one"
+    )]
+    OtherCollector(PathBuf),
+    #[error("the collector takes this node for another one ({0}); nothing was changed here")]
+    OtherNode(NodeId),
     #[error("making a certificate request failed")]
     Request(#[from] rcgen::Error),
     #[error("drawing keys failed")]
@@ -41,12 +50,26 @@ pub(crate) enum EnrollError {
 }
 
 /// Joins the collector that the token names, and fetches the keys to seal for. Gives this node's new id.
-pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<NodeId, EnrollError> {
-    if is_enrolled(state) {
-        return Err(EnrollError::AlreadyEnrolled(state.to_owned()));
-    }
+/// `again`: for a node that has joined it before, and needs another certificate because its own has ended.
+pub(crate) async fn enroll(
+    state: &Path,
+    token: &str,
+    name: &str,
+    again: bool,
+) -> Result<NodeId, EnrollError> {
+    let before = match is_enrolled(state) {
+        true if !again => return Err(EnrollError::AlreadyEnrolled(state.to_owned())),
+        true => Some(load_enrolled(state)?),
+        false => None,
+    };
     let token: JoinToken = token.parse()?;
-    let (signing, tls_key) = keys(state)?;
+    let (signing, tls_key) = match &before {
+        Some((_, enrolled)) if enrolled.ca_der != token.ca_der => {
+            return Err(EnrollError::OtherCollector(state.to_owned()));
+        }
+        Some((identity, _)) => (identity.signing.clone(), KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?),
+        None => keys(state)?,
+    };
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     let csr = params.serialize_request(&tls_key)?;
@@ -62,7 +85,7 @@ pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<Node
     let answer = client
         .enroll(request)
         .await
-        .map_err(|status| EnrollError::Refused(status.message().to_owned()))?
+        .map_err(|status| EnrollError::Refused(shown(status.message()).to_owned()))?
         .into_inner();
 
     let node = NodeId::try_from(&answer.node_id[..]).map_err(|_| EnrollError::Nonsense("the node id"))?;
@@ -74,16 +97,24 @@ pub(crate) async fn enroll(state: &Path, token: &str, name: &str) -> Result<Node
     if answer.certificate_der.is_empty() {
         return Err(EnrollError::Nonsense("no certificate"));
     }
+    if before.is_some_and(|(identity, _)| identity.node != node) {
+        return Err(EnrollError::OtherNode(node));
+    }
     let identity = Identity { node, signing };
     let enrolled = Enrolled {
         address: token.address,
         receipt_key,
         // The token's CA, which came by a person's hand; not what the wire says.
         ca_der: token.ca_der,
-        certificate_der: answer.certificate_der.to_vec(),
-        client_key_der: Zeroizing::new(tls_key.serialize_der()),
+        certificate: ClientCertificate::new(
+            answer.certificate_der.to_vec(),
+            Zeroizing::new(tls_key.serialize_der()),
+            answer.not_after_unix,
+            answer.life_seconds,
+            clock::unix_seconds(),
+        ),
     };
-    store_enrolled(state, &identity, name, &enrolled, answer.not_after_unix)?;
+    store_enrolled(state, &identity, name, &enrolled)?;
     let ring = KeyRing::load(&state.join("keys.bin"), receipt_key)?;
     fetch_keys(&enrolled, &identity, &ring).await?;
     Ok(node)
@@ -109,7 +140,7 @@ fn keys(state: &Path) -> Result<(SigningKey, KeyPair), EnrollError> {
 pub(crate) async fn ensure_keys(state: &Path) {
     let Ok((identity, enrolled)) = super::identity::load_enrolled(state) else { return };
     let Ok(ring) = KeyRing::load(&state.join("keys.bin"), enrolled.receipt_key) else { return };
-    if ring.for_day(clock::today()).is_some() {
+    if ring.covers(clock::today()) {
         return;
     }
     if let Err(error) = fetch_keys(&enrolled, &identity, &ring).await {

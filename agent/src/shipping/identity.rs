@@ -3,7 +3,8 @@
 //! ```text
 //! identity/node.json        node id, name, the collector's address and receipt key
 //! identity/signing.key      ed25519 seed, 32 bytes          identity/verifying.key   its public half, 32 bytes
-//! identity/client.key.der   PKCS#8 of the TLS client key    identity/client.der, identity/ca.der   certificates
+//! identity/client.key.der   PKCS#8 of the TLS key that the node joined with    identity/ca.der   the collector's CA
+//! identity/client.json, identity/client.next.json   the certificate in use, and its successor: [`super::certificate`]
 //! identity/local.key        standalone only: HPKE private key, 32 bytes; identity/local.pub its public half
 //! ```
 
@@ -17,6 +18,7 @@ use weir_proto::seal::{KeyError, SigningKey, VerifyingKey, WrapKeyPair, draw_sig
 use weir_proto::{KeyId, NodeId, v1};
 use zeroize::Zeroizing;
 
+use super::certificate::{self, Certificates, ClientCertificate};
 use crate::recording::{make_folder, write_file};
 
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +53,7 @@ pub(crate) struct Enrolled {
     pub(crate) address: String,
     pub(crate) receipt_key: VerifyingKey,
     pub(crate) ca_der: Vec<u8>,
-    pub(crate) certificate_der: Vec<u8>,
-    pub(crate) client_key_der: Zeroizing<Vec<u8>>,
+    pub(crate) certificate: ClientCertificate,
 }
 
 /// What a node brings to its enrolment.
@@ -75,7 +76,7 @@ struct CollectorFile {
     certificate_not_after_unix: i64,
 }
 
-fn folder(state: &Path) -> PathBuf {
+pub(super) fn folder(state: &Path) -> PathBuf {
     state.join("identity")
 }
 
@@ -96,10 +97,15 @@ pub(crate) fn load_enrolled(state: &Path) -> Result<(Identity, Enrolled), Identi
         address: collector.address,
         receipt_key: VerifyingKey::from_bytes(&receipt_key).map_err(|_| damaged())?,
         ca_der: read(state, "ca.der")?,
-        certificate_der: read(state, "client.der")?,
-        client_key_der: Zeroizing::new(read(state, "client.key.der")?),
+        certificate: Certificates::load(state, collector.certificate_not_after_unix)?.current,
     };
     Ok((identity, enrolled))
+}
+
+/// The certificates at hand now: they are renewed while the agent runs, and `weir-agent join --again` replaces them.
+pub(super) fn certificates(state: &Path) -> Result<Certificates, IdentityError> {
+    let node = read_node(state)?.ok_or(IdentityError::NotEnrolled)?;
+    Certificates::load(state, node.collector.map_or(0, |collector| collector.certificate_not_after_unix))
 }
 
 /// The keys of an enrolment that did not come to its end; `None` when there was none, or not all of it was stored.
@@ -129,14 +135,13 @@ pub(crate) fn store_enrolled(
     identity: &Identity,
     name: &str,
     enrolled: &Enrolled,
-    not_after_unix: i64,
 ) -> Result<(), IdentityError> {
-    write(state, "client.der", &enrolled.certificate_der)?;
+    certificate::store(state, &enrolled.certificate)?;
     write(state, "ca.der", &enrolled.ca_der)?;
     let collector = CollectorFile {
         address: enrolled.address.clone(),
         receipt_key: encode_hex(enrolled.receipt_key.as_bytes()),
-        certificate_not_after_unix: not_after_unix,
+        certificate_not_after_unix: enrolled.certificate.not_after_unix,
     };
     let file =
         NodeFile { node_id: identity.node.to_string(), name: name.to_owned(), collector: Some(collector) };

@@ -1,6 +1,7 @@
 //! The task that keeps a stream up, and how it stands.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::certificate::ClientCertificate;
 use super::connection::ShippingError;
 use super::identity::{Enrolled, Identity};
-use super::stream::Shipper;
+use super::stream::{Ended, Shipper};
 use crate::recording::{Counters, KeyRing, NodeLog, Numbering};
 use crate::spool::Spool;
 
@@ -29,6 +31,9 @@ pub(super) struct Progress {
     /// A receipt has come since the last failure: the next attempt need not wait long.
     fruitful: AtomicBool,
     error: Mutex<Option<String>>,
+    /// When the certificate in use ends, and why it could not be renewed the last time that was tried.
+    certificate_not_after_unix: AtomicI64,
+    renewal_error: Mutex<Option<String>>,
     /// The first attempt has come to an answer or to its end.
     greeted: watch::Sender<bool>,
 }
@@ -44,6 +49,14 @@ impl Progress {
 
     pub(super) fn entries(&self, entries: u64) {
         self.entries.store(entries, Ordering::Release);
+    }
+
+    pub(super) fn certificate(&self, shown: &ClientCertificate) {
+        self.certificate_not_after_unix.store(shown.not_after_unix, Ordering::Release);
+    }
+
+    pub(super) fn renewal(&self, error: Option<String>) {
+        *self.renewal_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 
     pub(super) fn receipted(&self) {
@@ -64,6 +77,9 @@ pub(crate) struct ShippingStatus {
     /// Why it is not connected, when that is known.
     error: Option<String>,
     node_log_entries_held: u64,
+    certificate_not_after_unix: i64,
+    /// Why the certificate was not renewed, when that was tried and failed.
+    renewal_error: Option<String>,
 }
 
 /// The running task.
@@ -85,8 +101,10 @@ impl Shipping {
         ring: Arc<KeyRing>,
         numbering: Numbering,
         counters: Arc<Counters>,
+        state: PathBuf,
     ) -> Self {
         let progress = Arc::new(Progress::default());
+        progress.certificate(&enrolled.certificate);
         let address = enrolled.address.clone();
         let shipper = Shipper {
             identity,
@@ -97,6 +115,8 @@ impl Shipping {
             numbering,
             counters,
             progress: progress.clone(),
+            state,
+            next_failed: AtomicBool::new(false),
         };
         let task = tokio::spawn(keep_up(shipper)).abort_handle();
         Self { address, spool, log, progress, task }
@@ -114,7 +134,13 @@ impl Shipping {
             connected: self.progress.connected.load(Ordering::Acquire),
             error: self.progress.error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             node_log_entries_held: self.progress.entries.load(Ordering::Acquire),
+            certificate_not_after_unix: self.certificate_not_after_unix(),
+            renewal_error: self.progress.renewal_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    pub(crate) fn certificate_not_after_unix(&self) -> i64 {
+        self.progress.certificate_not_after_unix.load(Ordering::Acquire)
     }
 
     /// Waits until the collector holds everything that can leave.
@@ -143,30 +169,39 @@ impl Drop for Shipping {
 async fn keep_up(shipper: Shipper) {
     let mut backoff = BACKOFF_MIN;
     loop {
-        let Err(error) = shipper.run().await else { continue };
+        let ended = shipper.run().await;
         shipper.spool.resend_all();
+        let error = match ended {
+            Ok(Ended::Renewed) => continue,
+            Err(error) => error,
+        };
         shipper.counters.disconnects.add(1);
         shipper.progress.failed(&error);
         if shipper.progress.fruitful.swap(false, Ordering::AcqRel) {
             backoff = BACKOFF_MIN;
         }
-        tracing::warn!(
-            error = with_causes(&error),
-            retry_ms = backoff.as_millis() as u64,
-            "shipping waits; the spool keeps everything"
-        );
+        let (told, retry_ms) = (with_causes(&error), backoff.as_millis() as u64);
+        if matches!(error, ShippingError::Refused(_) | ShippingError::Expired { .. }) {
+            tracing::error!(
+                error = told,
+                retry_ms,
+                "shipping waits for a person; the spool keeps everything"
+            );
+        } else {
+            tracing::warn!(error = told, retry_ms, "shipping waits; the spool keeps everything");
+        }
         tokio::time::sleep(backoff + jitter(backoff / 2)).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
     }
 }
 
 /// Up to `most`, by chance: agents that lost their collector together do not come back together.
-fn jitter(most: Duration) -> Duration {
+pub(super) fn jitter(most: Duration) -> Duration {
     let chance = uuid::Uuid::new_v4().as_u128() as u32;
     most.mul_f64(f64::from(chance) / f64::from(u32::MAX))
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -2,6 +2,8 @@
 //! pinned key, a refusal against what was sent. Nothing it says makes the spool delete what it does not provably hold.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,13 +11,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 use weir_proto::seal::{FORMAT_VERSION, Hash, NO_HASH, STREAM_VERSION, verify_receipt};
+use weir_proto::v1::ingest_client::IngestClient;
 use weir_proto::v1::refused::Why;
 use weir_proto::v1::{self, NodeEntry, ToAgent, ToCollector, to_agent, to_collector};
 use weir_proto::{GenerationId, SessionId};
 
-use super::connection::{CONNECT_TIMEOUT, ShippingError, connect};
-use super::identity::{Enrolled, Identity};
+use super::certificate::{Certificates, ClientCertificate, drop_next, promote_next};
+use super::connection::{CONNECT_TIMEOUT, ShippingError, connect, shown};
+use super::identity::{Enrolled, Identity, certificates};
+use super::renewal::explained;
 use super::start::Progress;
 use crate::recording::{Counters, KeyRing, LogStanding, NodeLog, Numbering, clock};
 use crate::spool::{SegmentRef, Spool};
@@ -52,6 +58,17 @@ pub(super) struct Shipper {
     pub(super) numbering: Numbering,
     pub(super) counters: Arc<Counters>,
     pub(super) progress: Arc<Progress>,
+    /// Where the certificates are: they are read for each connection.
+    pub(super) state: PathBuf,
+    /// A renewed certificate was not welcomed the last time: the one before it is tried in between.
+    pub(super) next_failed: AtomicBool,
+}
+
+/// How a stream ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// There is a new certificate to connect with.
+    Renewed,
 }
 
 /// Asks for the key set and nothing else.
@@ -60,17 +77,34 @@ pub(super) async fn fetch_keys(
     identity: &Identity,
     ring: &KeyRing,
 ) -> Result<(), ShippingError> {
-    let (_outbox, _inbox, welcome) = open(enrolled, identity).await?;
-    let keys = welcome.keys.ok_or(ShippingError::Nonsense("a welcome without keys"))?;
-    Ok(ring.update(&keys)?)
+    let opened = open(enrolled, &enrolled.certificate, identity).await?;
+    let keys = opened.welcome.keys.ok_or(ShippingError::Nonsense("a welcome without keys"))?;
+    Ok(ring.update(&keys, clock::unix_seconds())?)
+}
+
+/// A stream whose greetings were exchanged.
+struct Opened {
+    client: IngestClient<Channel>,
+    outbox: mpsc::Sender<ToCollector>,
+    inbox: Streaming<ToAgent>,
+    welcome: v1::Welcome,
 }
 
 async fn open(
     enrolled: &Enrolled,
+    certificate: &ClientCertificate,
     identity: &Identity,
-) -> Result<(mpsc::Sender<ToCollector>, Streaming<ToAgent>, v1::Welcome), ShippingError> {
+) -> Result<Opened, ShippingError> {
+    greeted(enrolled, certificate, identity).await.map_err(|error| explained(error, certificate))
+}
+
+async fn greeted(
+    enrolled: &Enrolled,
+    certificate: &ClientCertificate,
+    identity: &Identity,
+) -> Result<Opened, ShippingError> {
     let timeout = |_| ShippingError::Timeout { address: enrolled.address.clone() };
-    let mut client = connect(enrolled).await?;
+    let mut client = connect(enrolled, certificate).await?;
     let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES);
     let hello = v1::Hello {
         format_min: FORMAT_VERSION.into(),
@@ -87,22 +121,58 @@ async fn open(
         .into_inner();
     let first = tokio::time::timeout(CONNECT_TIMEOUT, inbox.message()).await.map_err(timeout)??;
     match first.and_then(|first| first.message) {
-        Some(to_agent::Message::Welcome(welcome)) => Ok((outbox, inbox, welcome)),
+        Some(to_agent::Message::Welcome(welcome)) => Ok(Opened { client, outbox, inbox, welcome }),
         _ => Err(ShippingError::Nonsense("it did not begin with a welcome")),
     }
 }
 
 impl Shipper {
     /// Runs one stream to its end.
-    pub(super) async fn run(&self) -> Result<(), ShippingError> {
-        let (outbox, inbox, welcome) = open(&self.enrolled, &self.identity).await?;
+    pub(super) async fn run(&self) -> Result<Ended, ShippingError> {
+        let (opened, certificate) = self.open().await?;
+        let Opened { client, outbox, inbox, welcome } = opened;
         self.counters.connects.add(1);
         let mut stream = Stream::new(self, outbox);
         stream.welcome(&welcome)?;
         self.progress.connected(true);
-        let ended = stream.go_on(inbox).await;
+        // Two things end a stream: itself, and a new certificate, which the next one is opened with. What is on its way then
+        // is sent again.
+        let ended = tokio::select! {
+            ended = stream.go_on(inbox) => ended,
+            () = self.renewed(client, &certificate) => Ok(Ended::Renewed),
+        };
         self.progress.connected(false);
         ended
+    }
+
+    /// With a certificate that was renewed, if there is one; with the one before, if that was not welcomed the last time.
+    async fn open(&self) -> Result<(Opened, ClientCertificate), ShippingError> {
+        let Certificates { current, next } = certificates(&self.state)?;
+        let fall_back = self.next_failed.swap(false, Ordering::AcqRel);
+        let Some(next) = next else {
+            self.progress.certificate(&current);
+            return Ok((open(&self.enrolled, &current, &self.identity).await?, current));
+        };
+        if fall_back {
+            let opened = open(&self.enrolled, &current, &self.identity).await?;
+            tracing::warn!(
+                "the collector takes the old certificate and not the renewed one, which is dropped"
+            );
+            drop_next(&self.state)?;
+            self.progress.certificate(&current);
+            return Ok((opened, current));
+        }
+        match open(&self.enrolled, &next, &self.identity).await {
+            Ok(opened) => {
+                promote_next(&self.state)?;
+                self.progress.certificate(&next);
+                Ok((opened, next))
+            }
+            Err(error) => {
+                self.next_failed.store(true, Ordering::Release);
+                Err(error)
+            }
+        }
     }
 
     fn log(&self) -> MutexGuard<'_, NodeLog> {
@@ -162,7 +232,7 @@ impl<'a> Stream<'a> {
             return Err(ShippingError::Format { min: welcome.format_min, max: welcome.format_max, ours });
         }
         let keys = welcome.keys.as_ref().ok_or(ShippingError::Nonsense("a welcome without keys"))?;
-        self.shipper.ring.update(keys)?;
+        self.shipper.ring.update(keys, clock::unix_seconds())?;
         self.compare_log(welcome.node_entries, &welcome.node_head, welcome.next_number)
     }
 
@@ -222,7 +292,7 @@ impl<'a> Stream<'a> {
 
     /// Sends while the window has room, and always hears what comes back: a collector that waits for us to read must not
     /// meet us waiting for it.
-    async fn go_on(&mut self, mut inbox: Streaming<ToAgent>) -> Result<(), ShippingError> {
+    async fn go_on(&mut self, mut inbox: Streaming<ToAgent>) -> Result<Ended, ShippingError> {
         let outbox = self.outbox.clone();
         let mut look = tokio::time::interval(NODE_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -336,7 +406,9 @@ impl<'a> Stream<'a> {
             Some(to_agent::Message::Receipt(receipt)) => self.receipt(&receipt),
             Some(to_agent::Message::Refused(refused)) => self.refused(&refused),
             Some(to_agent::Message::Node(node)) => self.node_receipt(&node),
-            Some(to_agent::Message::Keys(keys)) => Ok(self.shipper.ring.update(&keys)?),
+            Some(to_agent::Message::Keys(keys)) => {
+                Ok(self.shipper.ring.update(&keys, clock::unix_seconds())?)
+            }
             Some(to_agent::Message::Welcome(_)) => self.make_no_sense("a second welcome"),
             // A collector of a later version may say more than is known here; it was told our version.
             None => Ok(()),
@@ -467,10 +539,4 @@ impl<'a> Stream<'a> {
 
 fn message(what: to_collector::Message) -> ToCollector {
     ToCollector { message: Some(what) }
-}
-
-/// A peer's text for the log: bounded.
-fn shown(detail: &str) -> &str {
-    const SHOWN_BYTES_MAX: usize = 200;
-    &detail[..detail.floor_char_boundary(SHOWN_BYTES_MAX)]
 }

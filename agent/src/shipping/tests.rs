@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use weir_proto::credential::{JoinToken, SERVER_NAME};
 use weir_proto::seal::{
     Chain, NodeChain, Receipted, Segment, SigningKey, VerifyingKey, WrapKeyPair, events, sign_key_set,
-    sign_receipt, unwrap, verify_enrol_proof,
+    sign_receipt, unwrap, verify_enrol_proof, verify_renew_proof,
 };
 use weir_proto::v1::event::Kind;
 use weir_proto::v1::ingest_server::{Ingest, IngestServer};
@@ -27,7 +27,7 @@ use weir_proto::v1::{self, ToAgent, ToCollector, to_agent, to_collector};
 use weir_proto::{GenerationId, KeyId, NodeId, SessionId};
 
 use super::enroll;
-use crate::recording::{Mode, Recorder, Recording, RecordingConfig, clock};
+use crate::recording::{Mode, Moment, Recorder, Recording, RecordingConfig, clock};
 
 /// How the collector behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,14 @@ enum Manner {
     Newer,
     /// Its copy of the node log has a head that is no hash, and no end.
     Confused,
+    /// Renews nothing.
+    Stingy,
+    /// Renews with a certificate that is good for nothing.
+    Forger,
+    /// Has revoked the node.
+    Final,
+    /// Says things that this version does not know.
+    Chatty,
 }
 
 struct Held {
@@ -64,6 +72,11 @@ struct Held {
     entries: Vec<v1::NodeEntry>,
     fussed: Vec<Why>,
     repeats: u64,
+    /// Of the certificate that joining gives.
+    life_seconds: i64,
+    renewals: u64,
+    /// The certificates that streams were opened with.
+    shown: Vec<Vec<u8>>,
 }
 
 #[derive(Clone)]
@@ -96,14 +109,48 @@ impl Ingest for Collector {
             certificate_der: Bytes::copy_from_slice(certificate.der()),
             ca_der: Bytes::new(),
             receipt_key: Bytes::copy_from_slice(held.signing.verifying_key().as_bytes()),
-            not_after_unix: 0,
-            life_seconds: 0,
+            not_after_unix: clock::unix_seconds() + held.life_seconds,
+            life_seconds: held.life_seconds,
+        }))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
+        let mut held = self.0.lock().unwrap();
+        if request.peer_certs().is_none_or(|certs| certs.is_empty()) {
+            return Err(Status::unauthenticated("no certificate"));
+        }
+        if held.manner == Manner::Stingy {
+            return Err(Status::unavailable("not now"));
+        }
+        let request = request.into_inner();
+        let key = held.node_key.unwrap();
+        verify_renew_proof(&key, &held.node, &request.csr_der, &request.proof).unwrap();
+        held.renewals += 1;
+        let der = if held.manner == Manner::Forger {
+            // Signed by nobody that it trusts itself.
+            let stranger = KeyPair::generate().unwrap();
+            CertificateParams::default().self_signed(&stranger).unwrap().der().to_vec()
+        } else {
+            let csr = CertificateSigningRequestParams::from_der(&request.csr_der.to_vec().into()).unwrap();
+            csr.signed_by(&site().issuer()).unwrap().der().to_vec()
+        };
+        Ok(Response::new(v1::RenewResponse {
+            certificate_der: der.into(),
+            not_after_unix: clock::unix_seconds() + 3600,
+            life_seconds: 3600,
         }))
     }
 
     async fn ship(&self, request: Request<Streaming<ToCollector>>) -> Result<Response<Answers>, Status> {
-        if request.peer_certs().is_none_or(|certs| certs.is_empty()) {
+        let Some(shown) = request.peer_certs().and_then(|certs| certs.first().map(|der| der.to_vec())) else {
             return Err(Status::unauthenticated("no certificate"));
+        };
+        {
+            let mut held = self.held();
+            if held.manner == Manner::Final {
+                return Err(Status::permission_denied(format!("this node was revoked{}", "!".repeat(900))));
+            }
+            held.shown.push(shown);
         }
         let mut inbox = request.into_inner();
         let (outbox, answers) = mpsc::channel(64);
@@ -112,6 +159,12 @@ impl Ingest for Collector {
             let mut taken = 0;
             while let Ok(Some(ToCollector { message: Some(message) })) = inbox.message().await {
                 let answers = collector.0.lock().unwrap().take(message);
+                if collector.held().manner == Manner::Chatty {
+                    // What prost makes of a kind of message that it does not know.
+                    for _ in 0..20 {
+                        let _ = outbox.try_send(Ok(ToAgent { message: None }));
+                    }
+                }
                 for answer in answers {
                     if outbox.send(Ok(ToAgent { message: Some(answer) })).await.is_err() {
                         return;
@@ -217,7 +270,15 @@ impl Held {
                     }
                 }
             }
-            Manner::Honest | Manner::Nervous | Manner::Disguised | Manner::Newer | Manner::Confused => {}
+            Manner::Honest
+            | Manner::Nervous
+            | Manner::Disguised
+            | Manner::Newer
+            | Manner::Confused
+            | Manner::Stingy
+            | Manner::Forger
+            | Manner::Final
+            | Manner::Chatty => {}
         }
         if let Some(hash) = self.hashes.get(&(session, seq))
             && self.chains.get(&session).is_some_and(|c| c.next_seq > seq)
@@ -342,6 +403,9 @@ impl Collector {
             entries: Vec::new(),
             fussed: Vec::new(),
             repeats: 0,
+            life_seconds: 3600,
+            renewals: 0,
+            shown: Vec::new(),
         })))
     }
 
@@ -408,6 +472,7 @@ async fn start(state: &Path) -> (Recorder, Recording) {
         mode: Mode::Collector,
         journal_bytes: 4 << 20,
         spool_quota_bytes: 1 << 30,
+        moment: Moment::now,
     };
     Recording::start(config).await.unwrap()
 }
@@ -445,10 +510,10 @@ fn what_is_recorded_arrives_and_then_leaves_the_spool() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, _server) = collector.listen(0).await;
-        let node = enroll(&state, &Collector::token(port), "host").await.unwrap();
+        let node = enroll(&state, &Collector::token(port), "host", false).await.unwrap();
         assert_eq!(node, collector.held().node);
         assert!(super::is_enrolled(&state));
-        let again = enroll(&state, &Collector::token(port), "host").await.unwrap_err();
+        let again = enroll(&state, &Collector::token(port), "host", false).await.unwrap_err();
         assert!(again.to_string().contains("already joined"), "{again}");
 
         let (recorder, recording) = start(&state).await;
@@ -478,8 +543,8 @@ fn a_used_token_a_strangers_certificate_and_nobody_there_are_told_apart() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, _server) = collector.listen(0).await;
-        enroll(&folder.path().join("a"), &Collector::token(port), "a").await.unwrap();
-        let used = enroll(&folder.path().join("b"), &Collector::token(port), "b").await.unwrap_err();
+        enroll(&folder.path().join("a"), &Collector::token(port), "a", false).await.unwrap();
+        let used = enroll(&folder.path().join("b"), &Collector::token(port), "b", false).await.unwrap_err();
         assert!(used.to_string().contains("did not take the token"), "{used}");
 
         let stranger = CertificateParams::default().self_signed(&KeyPair::generate().unwrap()).unwrap();
@@ -488,13 +553,13 @@ fn a_used_token_a_strangers_certificate_and_nobody_there_are_told_apart() {
             ca_der: stranger.der().to_vec(),
             secret: "secret".into(),
         };
-        let error = enroll(&folder.path().join("c"), &token.to_string(), "c").await.unwrap_err();
+        let error = enroll(&folder.path().join("c"), &token.to_string(), "c", false).await.unwrap_err();
         assert!(error.to_string().contains("is this its certificate"), "{error}");
 
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let token = Collector::token(free.local_addr().unwrap().port());
         drop(free);
-        let error = enroll(&folder.path().join("d"), &token, "d").await.unwrap_err();
+        let error = enroll(&folder.path().join("d"), &token, "d", false).await.unwrap_err();
         assert!(error.to_string().contains("is it running there"), "{error}");
         for state in ["b", "c", "d"] {
             assert!(
@@ -502,7 +567,7 @@ fn a_used_token_a_strangers_certificate_and_nobody_there_are_told_apart() {
                 "a failed attempt leaves nothing half done"
             );
         }
-        let error = enroll(&folder.path().join("e"), "weirjoin1-nonsense", "e").await.unwrap_err();
+        let error = enroll(&folder.path().join("e"), "weirjoin1-nonsense", "e", false).await.unwrap_err();
         assert!(error.to_string().contains("token"), "{error}");
     });
 }
@@ -513,7 +578,7 @@ fn a_collector_that_was_away_gets_everything_once_it_is_back() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Nervous);
         let (port, server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         server.abort();
         let (recorder, recording) = start(folder.path()).await;
         let mut sessions = Vec::new();
@@ -545,7 +610,7 @@ fn lies_delete_nothing_and_the_truth_still_arrives() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Lying);
         let (port, _server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         let (recorder, recording) = start(folder.path()).await;
         let id = session(&recorder, 30).await;
         wait_for("lies were told", || recorder.counters().receipts_false.value() > 5).await;
@@ -568,7 +633,7 @@ fn a_collector_that_is_not_itself_gets_nothing() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, _server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         for (manner, said) in [
             (Manner::Disguised, "not signed by the collector's receipt key"),
             (Manner::Newer, "upgrade the older one"),
@@ -597,7 +662,7 @@ fn a_node_log_that_was_deleted_goes_on_from_the_collectors_and_says_so() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, _server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         let (recorder, recording) = start(folder.path()).await;
         session(&recorder, 1).await;
         collector
@@ -626,7 +691,7 @@ fn an_entry_that_rots_before_it_is_sent_does_not_stop_the_log() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         server.abort();
         let _ = server.await;
         let (recorder, recording) = start(folder.path()).await;
@@ -668,11 +733,11 @@ fn an_enrolment_that_failed_is_repeated_with_the_same_keys() {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let nobody = Collector::token(gone.local_addr().unwrap().port());
         drop(gone);
-        enroll(folder.path(), &nobody, "host").await.unwrap_err();
+        enroll(folder.path(), &nobody, "host", false).await.unwrap_err();
         let key = |name: &str| std::fs::read(folder.path().join("identity").join(name)).unwrap();
         let (signing, verifying, tls) = (key("signing.key"), key("verifying.key"), key("client.key.der"));
         assert!(!super::is_enrolled(folder.path()));
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         assert_eq!((signing, tls), (key("signing.key"), key("client.key.der")));
         assert_eq!(collector.held().node_key.unwrap().as_bytes()[..], verifying);
         let (recorder, recording) = start(folder.path()).await;
@@ -688,7 +753,7 @@ fn a_segment_that_cannot_be_read_now_is_sent_later_and_counts_as_on_its_way() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         server.abort();
         let _ = server.await;
         let (recorder, recording) = start(folder.path()).await;
@@ -728,7 +793,7 @@ fn refusals_are_answered_with_what_is_wanted() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Fussy);
         let (port, _server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         let (recorder, recording) = start(folder.path()).await;
         let id = session(&recorder, 30).await;
         collector.until("the session is whole", |held| held.chains.get(&id).is_some_and(|c| c.closed)).await;
@@ -745,7 +810,7 @@ fn what_is_called_tampered_with_stays_in_the_spool() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Suspicious);
         let (port, _server) = collector.listen(0).await;
-        enroll(folder.path(), &Collector::token(port), "host").await.unwrap();
+        enroll(folder.path(), &Collector::token(port), "host", false).await.unwrap();
         let (recorder, recording) = start(folder.path()).await;
         let id = session(&recorder, 1).await;
         wait_for("it was refused", || recorder.counters().refused_tamper.value() > 0).await;
@@ -762,7 +827,7 @@ fn an_agent_on_an_old_disk_says_so_and_goes_on_from_the_collectors_log() {
     runtime().block_on(async {
         let collector = Collector::new(Manner::Honest);
         let (port, _server) = collector.listen(0).await;
-        enroll(&state, &Collector::token(port), "host").await.unwrap();
+        enroll(&state, &Collector::token(port), "host", false).await.unwrap();
         let (recorder, recording) = start(&state).await;
         session(&recorder, 1).await;
         recording.drain().await.unwrap();
@@ -820,6 +885,7 @@ fn a_node_that_never_joined_or_never_saw_a_key_says_what_to_do() {
             mode: Mode::Collector,
             journal_bytes: 4 << 20,
             spool_quota_bytes: 1 << 30,
+            moment: Moment::now,
         };
         let error = Recording::start(config).await.err().unwrap();
         assert!(error.to_string().contains("weir-agent join"), "{error}");
@@ -827,7 +893,7 @@ fn a_node_that_never_joined_or_never_saw_a_key_says_what_to_do() {
         let collector = Collector::new(Manner::Honest);
         let (port, server) = collector.listen(0).await;
         let state = folder.path().join("state");
-        enroll(&state, &Collector::token(port), "host").await.unwrap();
+        enroll(&state, &Collector::token(port), "host", false).await.unwrap();
         server.abort();
         std::fs::remove_file(state.join("keys.bin")).unwrap();
         let config = RecordingConfig {
@@ -835,6 +901,7 @@ fn a_node_that_never_joined_or_never_saw_a_key_says_what_to_do() {
             mode: Mode::Collector,
             journal_bytes: 4 << 20,
             spool_quota_bytes: 1 << 30,
+            moment: Moment::now,
         };
         let error = Recording::start(config).await.err().unwrap();
         assert!(error.to_string().contains("key for today"), "{error}");

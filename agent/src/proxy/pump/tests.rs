@@ -13,7 +13,7 @@ use weir_protocols::{GrantKey, Permit};
 use super::super::leg::READ_BYTES_MAX;
 use super::*;
 use crate::policy::{Capture, Rules};
-use crate::recording::{Mode, Recorder, Recording, RecordingConfig};
+use crate::recording::{Mode, Moment, Recorder, Recording, RecordingConfig};
 
 /// A pumped connection seen from outside: the application's socket and the server's.
 struct Scene {
@@ -44,6 +44,7 @@ async fn recorder() -> (Recorder, Recording, tempfile::TempDir) {
         mode: Mode::Local,
         journal_bytes: 16 << 20,
         spool_quota_bytes: 64 << 20,
+        moment: Moment::now,
     };
     let (recorder, recording) = Recording::start(config).await.unwrap();
     (recorder, recording, dir)

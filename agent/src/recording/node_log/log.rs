@@ -386,7 +386,8 @@ pub(in crate::recording) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
         std::mem::take(&mut entry.closed),
         std::mem::take(&mut entry.lost),
     );
-    let (mut mark, mut heartbeat) = (entry.mark.take(), entry.heartbeat.take());
+    let (mut mark, mut heartbeat, mut agent) =
+        (entry.mark.take(), entry.heartbeat.take(), entry.agent.take());
     let parts = opened.len().max(closed.len()).max(lost.len()).div_ceil(ITEMS).max(1);
     let chunk = |at: usize, len: usize| (at * ITEMS).min(len)..((at + 1) * ITEMS).min(len);
     (0..parts)
@@ -395,6 +396,7 @@ pub(in crate::recording) fn split(mut entry: NodeEntry) -> Vec<NodeEntry> {
             closed: closed[chunk(at, closed.len())].to_vec(),
             lost: lost[chunk(at, lost.len())].to_vec(),
             mark: mark.take(),
+            agent: agent.take(),
             heartbeat: if at + 1 == parts { heartbeat.take() } else { None },
             ..entry.clone()
         })
