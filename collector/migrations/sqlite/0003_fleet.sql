@@ -12,6 +12,9 @@ ALTER TABLE node ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE node ADD COLUMN agent_state BLOB NOT NULL DEFAULT x'';           -- encoded AgentState, as last signed
 ALTER TABLE node ADD COLUMN certificate_not_after INTEGER NOT NULL DEFAULT 0; -- unix seconds, of the latest given out
 
+-- What the rule that refused a connection says of it; `reason` is that of the coverage.
+ALTER TABLE session ADD COLUMN rule_reason TEXT NOT NULL DEFAULT '';
+
 CREATE TABLE node_gap (
     node_id      BLOB NOT NULL REFERENCES node (id),
     before_entry INTEGER NOT NULL,                -- first entry of its log after the gap

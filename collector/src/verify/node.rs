@@ -12,8 +12,11 @@ use super::session::{CHANGED_NODE_KEY, verifying_key};
 use super::spooled::{Missing, Spooled};
 use super::terms::Terms;
 use super::{Problem, day};
+use crate::heartbeats::{Life, NodeGap, Sign, kind_text};
 use crate::store::rows::unix_ns;
 
+/// Silences told one by one; more are counted.
+const SILENCES_MAX: usize = 200;
 /// Problems told one by one; more are counted.
 const PROBLEMS_MAX: usize = 1000;
 
@@ -38,6 +41,13 @@ pub struct NodeReport {
     pub newer: u64,
     /// Time of the last entry, by the node's clock (UTC): what came after it is not proven.
     pub log_ends: Option<String>,
+    /// When connections were let through unrecorded because somebody asked for it, as the node signed it. No problem of the
+    /// log, but what happened then is in no record.
+    pub bypasses: Vec<String>,
+    pub bypasses_untold: u64,
+    /// Times in which the agent gave no sign of life, by the spacing of its signed heartbeats, and bypasses.
+    pub silences: Vec<Silence>,
+    pub silences_untold: u64,
     pub problems: Vec<Problem>,
     pub problems_untold: u64,
     pub alerts: Vec<String>,
@@ -47,6 +57,16 @@ pub struct NodeReport {
     pub ended: Vec<Ended>,
     /// Segments that were checked by themselves after the log was.
     pub segments: u64,
+}
+
+/// One such time (UTC, by the node's clock).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Silence {
+    pub kind: &'static str,
+    pub from: String,
+    /// `None`: it goes on.
+    pub to: Option<String>,
+    pub before_entry: u64,
 }
 
 /// A session's end, as the node signed it in its log.
@@ -90,6 +110,7 @@ pub struct NodeVerifier<'a> {
     promised: u64,
     spooled: Spooled,
     last_unix_ns: Option<i64>,
+    life: Life,
     rolled_back: bool,
     /// The entry that began the agent's present life.
     started: Option<u64>,
@@ -149,6 +170,7 @@ impl<'a> NodeVerifier<'a> {
             promised: 1,
             spooled: Spooled::default(),
             last_unix_ns: None,
+            life: Life::default(),
             rolled_back: false,
             started: None,
             recovered: 0,
@@ -229,6 +251,9 @@ impl<'a> NodeVerifier<'a> {
         };
         let unix_ns = unix_ns(&anchor, entry.at_ns);
         self.last_unix_ns = Some(unix_ns);
+        for gap in self.life.goes_on(Sign::of(&entry)) {
+            self.silence(gap);
+        }
         self.report.entries += 1;
         if let Some(pinned) = &self.pinned
             && pinned.entries == self.log.next_index
@@ -239,6 +264,19 @@ impl<'a> NodeVerifier<'a> {
             );
         }
         self.told(entry, unix_ns);
+    }
+
+    fn silence(&mut self, gap: NodeGap) {
+        if self.report.silences.len() >= SILENCES_MAX {
+            self.report.silences_untold += 1;
+            return;
+        }
+        self.report.silences.push(Silence {
+            kind: kind_text(gap.kind),
+            from: day(gap.from_unix_ns),
+            to: (gap.to_unix_ns != 0).then(|| day(gap.to_unix_ns)),
+            before_entry: gap.before_entry,
+        });
     }
 
     /// Goes on after a break, so that one break is told once; nothing that is not signed is believed.
@@ -328,6 +366,22 @@ impl<'a> NodeVerifier<'a> {
                     ));
                 }
             }
+            Some(Mark::BypassBegan(began)) => {
+                let word = if began.extended { "extended" } else { "began" };
+                self.bypass(format!(
+                    "{word} {} (UTC), asked for by uid {} (pid {}): {}",
+                    day(unix_ns),
+                    began.uid,
+                    began.pid,
+                    began.reason
+                ));
+            }
+            Some(Mark::BypassEnded(ended)) => self.bypass(format!(
+                "ended before {} (UTC), {}: {} connections passed unrecorded",
+                day(unix_ns),
+                ended.cause,
+                ended.passed
+            )),
             Some(Mark::Stopped(_)) => self.recovered = self.started.unwrap_or(self.recovered),
             _ => {}
         }
@@ -344,6 +398,14 @@ impl<'a> NodeVerifier<'a> {
         }
     }
 
+    fn bypass(&mut self, told: String) {
+        if self.report.bypasses.len() < PROBLEMS_MAX {
+            self.report.bypasses.push(told);
+        } else {
+            self.report.bypasses_untold += 1;
+        }
+    }
+
     fn alert(&mut self, alert: &v1::ProofAlert) {
         self.report.alerts.push(format!("{}: {}", alert.kind, alert.detail));
         // The mark in the log says the same, signed; a log that was offered in two versions is only known from here.
@@ -353,6 +415,9 @@ impl<'a> NodeVerifier<'a> {
     }
 
     pub fn finish(mut self) -> NodeReport {
+        for gap in self.life.going_on() {
+            self.silence(gap);
+        }
         if self.log.next_index == 0 && self.report.entries == 0 && !self.held.is_empty() {
             self.problem("sessions are held, but no log entry is");
         }

@@ -171,6 +171,20 @@ fn tell_node(report: &NodeReport, full: bool, as_json: bool) -> Result<()> {
     if let Some(ends) = &report.log_ends {
         output::line(format!("the log ends at {ends} (UTC, by the node's clock)"))?;
     }
+    for bypass in &report.bypasses {
+        output::line(output::clean(&format!("BYPASS {bypass}")))?;
+    }
+    if report.bypasses_untold > 0 {
+        output::line(format!("and {} more lines about bypasses", report.bypasses_untold))?;
+    }
+    for silence in &report.silences {
+        let until = silence.to.as_deref().unwrap_or("the log's end");
+        let what = if silence.kind == "bypassed" { "unrecorded by request" } else { "no heartbeat" };
+        output::line(format!("{what}: {} from {} to {until} (UTC, by the node's clock)", silence.kind, silence.from))?;
+    }
+    if report.silences_untold > 0 {
+        output::line(format!("no heartbeat: and {} more", output::plural(report.silences_untold, "time")))?;
+    }
     if full {
         output::line(format!("{} of closed sessions checked", output::plural(report.segments, "segment")))?;
     }

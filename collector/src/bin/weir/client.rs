@@ -158,7 +158,7 @@ impl Client {
         });
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(NodeId::try_from(&one.node_id[..])?),
-            (None, _) => bail!("no node {named:?}: `weir nodes` lists them"),
+            (None, _) => bail!("no node {named:?}: `weir agents` lists them"),
             _ => bail!("{named:?} names several nodes: give the id"),
         }
     }

@@ -1,4 +1,4 @@
-//! Runs, sessions, nodes, coverage, accesses: what is a table.
+//! Runs, sessions, coverage, accesses: what is a table.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -6,6 +6,7 @@ use weir_collector::store::sqlite::coverage_name;
 use weir_proto::v1;
 
 use crate::How;
+use crate::agents::{gap_json, gap_text};
 use crate::client::{Client, PAGE_ROWS, page_at};
 use crate::output::{self, address, bytes, id, one_line, principal, time, time_json};
 
@@ -215,6 +216,7 @@ pub(crate) fn session_json(session: &v1::SessionSummary) -> Value {
         "coverage": coverage_name(session.coverage),
         "reason": session.reason,
         "rule": session.rule,
+        "rule_reason": session.rule_reason,
         "cause": session.cause,
         "exchanges": session.exchanges,
         "denied": session.denied,
@@ -225,60 +227,6 @@ pub(crate) fn session_json(session: &v1::SessionSummary) -> Value {
         "expired_segments": session.expired_segments,
         "facts": session.facts,
     })
-}
-
-pub(crate) async fn nodes(how: &How) -> Result<()> {
-    let nodes = Client::connect(how).await?.nodes().await?;
-    if how.json {
-        let node = |node: &v1::NodeSummary| {
-            json!({
-                "id": id(&node.node_id), "name": node.name, "agent_version": node.agent_version,
-                "last_seen": time_json(node.last_seen_unix_ms.saturating_mul(1_000_000)),
-                "connected": node.connected, "revoked": node.revoked, "log_entries": node.node_entries,
-                "next_number": node.next_number, "spooled_segments": node.spooled_segments,
-                "spooled_bytes": node.spooled_bytes, "alerts": node.alerts,
-                "clock_synchronized": node.clock_synchronized, "signing_key": hex::encode(&node.signing_key),
-            })
-        };
-        return output::json(&Value::Array(nodes.iter().map(node).collect()));
-    }
-    if nodes.is_empty() {
-        return output::line("no nodes: make a join token with `weir join-token`");
-    }
-    let headings = [
-        "NODE",
-        "NAME",
-        "STATE",
-        "VERSION",
-        "LAST SEEN (UTC)",
-        "SESSIONS",
-        "LOG",
-        "SPOOLED",
-        "CLOCK",
-        "ALERTS",
-    ];
-    output::table(
-        &headings,
-        nodes.iter().map(|node| {
-            let state = match (node.revoked, node.connected) {
-                (true, _) => "revoked",
-                (false, true) => "connected",
-                (false, false) => "away",
-            };
-            vec![
-                id(&node.node_id),
-                node.name.clone(),
-                state.to_owned(),
-                node.agent_version.clone(),
-                time(node.last_seen_unix_ms.saturating_mul(1_000_000)),
-                node.next_number.saturating_sub(1).to_string(),
-                node.node_entries.to_string(),
-                bytes(node.spooled_bytes),
-                if node.clock_synchronized { "synchronized" } else { "unsynchronized" }.to_owned(),
-                node.alerts.to_string(),
-            ]
-        }),
-    )
 }
 
 #[derive(clap::Args)]
@@ -328,7 +276,11 @@ impl CoverageOf {
             found.open_sessions,
             found.denied,
             output::plural(found.gaps, "gap"),
-        ))
+        ))?;
+        for gap in &found.node_gaps {
+            output::line(format!("node agent  {}", gap_text(gap)))?;
+        }
+        Ok(())
     }
 }
 
@@ -342,6 +294,7 @@ pub(crate) fn coverage_json(found: &v1::CoverageResponse) -> Value {
         "denied": found.denied,
         "gaps": found.gaps,
         "unobserved_connections": found.unobserved_connections,
+        "node_gaps": found.node_gaps.iter().map(gap_json).collect::<Vec<_>>(),
     })
 }
 

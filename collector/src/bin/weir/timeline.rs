@@ -6,6 +6,7 @@ use weir_proto::v1::{self, Coverage};
 
 use crate::How;
 use crate::client::{Client, PAGE_ROWS, Subject, page, page_at};
+use crate::agents::{gap_json as node_gap_json, gap_text};
 use crate::lists::{coverage, process, run_json, session_json};
 use crate::output::{self, address, bytes, id, one_line, outcome, plural, time, time_json};
 
@@ -31,6 +32,8 @@ struct Story {
     sessions: Vec<v1::SessionSummary>,
     exchanges: Vec<v1::ExchangeSummary>,
     gaps: Vec<v1::GapSummary>,
+    /// Times within the run in which the node agent was not at work.
+    node_gaps: Vec<v1::NodeGap>,
     /// Some were left out for the limit.
     cut: bool,
 }
@@ -62,8 +65,16 @@ async fn story(client: &mut Client, subject: Subject, limit: usize) -> Result<St
     };
     let exchanges = exchanges(client, &run_id, &session_id, limit).await?;
     let gaps = gaps(client, &run_id, &session_id, limit).await?;
+    let node_gaps = match &run {
+        Some(run) => {
+            let run_id = run.run.clone().unwrap_or_default().id;
+            let asked = v1::CoverageRequest { run_id, ..Default::default() };
+            client.query.coverage_of(asked).await?.into_inner().node_gaps
+        }
+        None => Vec::new(),
+    };
     let cut = [sessions.len(), exchanges.len(), gaps.len()].into_iter().any(|count| count >= limit);
-    Ok(Story { run, sessions, exchanges, gaps, cut })
+    Ok(Story { run, sessions, exchanges, gaps, node_gaps, cut })
 }
 
 pub(crate) async fn exchanges(
@@ -116,7 +127,7 @@ async fn gaps(
 
 fn tell(story: &Story, full: bool) -> Result<()> {
     if let Some(run) = &story.run {
-        heading(run)?;
+        heading(run, &story.node_gaps)?;
     }
     let begin = story.sessions.iter().map(|session| session.opened_unix_ns).min().unwrap_or(0);
     let mut lines: Vec<(i64, u64, String)> = Vec::new();
@@ -142,7 +153,7 @@ fn tell(story: &Story, full: bool) -> Result<()> {
     Ok(())
 }
 
-fn heading(summary: &v1::RunSummary) -> Result<()> {
+fn heading(summary: &v1::RunSummary, node_gaps: &[v1::NodeGap]) -> Result<()> {
     let run = summary.run.clone().unwrap_or_default();
     let labels: Vec<String> = run.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     output::line(format!("run {}", id(&run.id)))?;
@@ -168,6 +179,9 @@ fn heading(summary: &v1::RunSummary) -> Result<()> {
         plural(summary.gaps, "gap"),
         if summary.expired { ", content EXPIRED by retention" } else { "" },
     ))?;
+    for gap in node_gaps {
+        output::line(format!("  NODE AGENT {}", gap_text(gap)))?;
+    }
     output::line("")
 }
 
@@ -181,7 +195,8 @@ fn session_lines(session: &v1::SessionSummary, lines: &mut Vec<(i64, u64, String
     let text = if refused {
         let rule =
             if session.rule.is_empty() { String::new() } else { format!(" by rule {:?}", session.rule) };
-        format!("DENIED     {to}{rule}: {}  {who}", session.reason)
+        let why = if session.rule_reason.is_empty() { &session.reason } else { &session.rule_reason };
+        format!("DENIED     {to}{rule}: {why}  {who}")
     } else {
         let protocol = if session.protocol.is_empty() { "unknown" } else { &session.protocol };
         let facts: Vec<String> = ["user", "database", "application_name"]
@@ -265,6 +280,7 @@ fn story_json(story: &Story) -> Value {
         "exchanges": story.exchanges.iter().map(exchange_json).collect::<Vec<_>>(),
         "denied": story.sessions.iter().filter(refused).map(session_json).collect::<Vec<_>>(),
         "gaps": story.gaps.iter().map(gap_json).collect::<Vec<_>>(),
+        "node_gaps": story.node_gaps.iter().map(node_gap_json).collect::<Vec<_>>(),
         "cut": story.cut,
     })
 }

@@ -76,13 +76,17 @@ impl SqliteIndex {
     /// every segment is tried by itself, so that one node's rows do not keep the others' out.
     /// [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
     pub async fn batch_commit(&self, batch: &Batch) -> Result<Vec<Untaken>, StoreError> {
-        match self.batch_write(batch, false).await {
+        let done = match self.batch_write(batch, false).await {
             Err(StoreError::Index(error)) if is_of_the_row(&error) && !batch.segments.is_empty() => {
                 tracing::error!(error = %crate::chain(&error), "the index refuses a row: the batch's segments are tried one by one");
                 self.batch_write(batch, true).await
             }
             done => done,
+        };
+        if done.is_ok() && !batch.segments.is_empty() {
+            self.text_waits.notify_one();
         }
+        done
     }
 
     async fn batch_write(&self, batch: &Batch, singly: bool) -> Result<Vec<Untaken>, StoreError> {
@@ -481,7 +485,7 @@ async fn session_advance(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), Stor
         "UPDATE session SET next_seq = ?1, head_hash = ?2, closed = ?3, \
          protocol = COALESCE(?4, protocol), protocol_version = COALESCE(?5, protocol_version), \
          coverage = COALESCE(?6, coverage), reason = COALESCE(?7, reason), cause = COALESCE(?8, cause), \
-         rule = COALESCE(?9, rule), facts = CASE WHEN length(facts) < ?22 THEN json_patch(facts, ?10) ELSE facts END, \
+         rule = COALESCE(?9, rule), rule_reason = COALESCE(?23, rule_reason), facts = CASE WHEN length(facts) < ?22 THEN json_patch(facts, ?10) ELSE facts END, \
          exchanges = MAX(exchanges, ?11), denied = COALESCE(?12, denied + ?13), gaps = gaps + ?14, \
          request_bytes = COALESCE(?15, request_bytes + ?16), response_bytes = COALESCE(?17, response_bytes + ?18), \
          closed_unix_ns = COALESCE(?19, closed_unix_ns) \
@@ -509,6 +513,7 @@ async fn session_advance(tx: &mut Tx<'_>, segment: &Accepted) -> Result<(), Stor
     .bind(&segment.session.as_bytes()[..])
     .bind(int(segment.seq))
     .bind(FACTS_CHARS_MAX)
+    .bind(digest.refused.as_ref().map(|(_, reason)| reason.clone()))
     .execute(&mut **tx)
     .await?
     .rows_affected();

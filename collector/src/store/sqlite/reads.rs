@@ -357,6 +357,7 @@ fn session_row(row: &SqliteRow) -> Result<v1::SessionSummary, StoreError> {
         segments: uint(row, "next_seq")?,
         facts: from_json(row, "facts")?,
         rule: row.try_get("rule")?,
+        rule_reason: row.try_get("rule_reason")?,
         protocol_version: row.try_get("protocol_version")?,
         expired_segments: uint(row, "expired_seq")?,
         expired_unix_ms: row.try_get("expired_ms")?,
