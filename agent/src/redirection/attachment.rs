@@ -15,7 +15,7 @@ use weir_proto::RunId;
 use super::flow::{run_id, run_words};
 use super::object::{Accepted, Object, Tables};
 use super::pins::{self, Pins};
-use super::routes::RouteWatch;
+use super::routes::{self, RouteWatch};
 use super::{
     Cgroup, Counters, Flow, Gate, ProcessStart, RedirectionError, Who, gate, kernel_types, links, sys,
 };
@@ -79,6 +79,8 @@ impl Redirection {
         };
         // An earlier agent's listeners are gone, and its ports may be anybody's.
         redirection.withdraw()?;
+        // So are the namespaces it served, perhaps: nothing would ever remove their routes.
+        routes::forget(&redirection.tables, None).map_err(forgetting)?;
         redirection.settle(scope.otherwise)?;
         // Before the first hook is attached: the agent's own connections are its upstreams.
         redirection.exempt_process(pid)?;
@@ -118,6 +120,19 @@ impl Redirection {
                 .map_err(RedirectionError::table("withdraw the agent's ports"))?;
         }
         Ok(())
+    }
+
+    /// Ends serving one network namespace: its connects are refused from now on, and its routes forgotten.
+    #[cfg_attr(
+        not(all(test, feature = "kernel-tests")),
+        expect(dead_code, reason = "namespaces beside the agent's own come with their listeners")
+    )]
+    pub(crate) fn leave(&self, netns: u64) -> Result<(), RedirectionError> {
+        ignore_missing(self.tables().entrances.remove(&netns))
+            .map_err(RedirectionError::table("withdraw the agent's ports"))?;
+        // Ended before its routes are removed, or it would tell them again.
+        drop(self.routes.lock().unwrap_or_else(PoisonError::into_inner).remove(&netns));
+        routes::forget(&self.tables, Some(netns)).map_err(forgetting)
     }
 
     /// What the kernel saw of an accepted connection. `None`: nothing; somebody connected to the proxy's port directly, or
@@ -299,9 +314,17 @@ impl Redirection {
         self.tables().processes.keys().count()
     }
 
+    pub(super) fn routes_known(&self) -> usize {
+        self.tables().routes.keys().count()
+    }
+
     pub(super) fn remember_process(&self, pid: u32, entry: ProcessEntry) {
         self.tables().processes.insert(pid, entry, 0).unwrap();
     }
+}
+
+fn forgetting(source: std::io::Error) -> RedirectionError {
+    RedirectionError::Socket { doing: "forget the routes of a network namespace", source }
 }
 
 fn lives(pid: u32, entry: &ProcessEntry) -> bool {

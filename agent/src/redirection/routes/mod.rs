@@ -4,10 +4,15 @@
 //! relies on being told at once that one has none, so the hook asks this copy and answers as the kernel would have.
 //! It errs towards reachable: then the connection goes to the proxy, fails there and is recorded.
 //!
-//! * [`table`]: what the kernel's routing messages (rtnetlink(7)) say, as prefixes and errnos
+//! Each network namespace has routes of its own in it, by its cookie: those whose listeners are served. Where none are served
+//! every connect() is refused anyway.
+//!
+//! * [`message`]: the kernel's routing messages
+//! * [`table`]: what they come to, as prefixes and errnos
 //! * [`watch`]: reads them, now and whenever they change
 
+mod message;
 mod table;
 mod watch;
 
-pub(super) use watch::RouteWatch;
+pub(super) use watch::{RouteWatch, forget};

@@ -16,11 +16,14 @@ use nix::sys::socket::{
 use weir_agent_ebpf::{ROUTES_MAX, RouteTarget};
 
 use super::super::object::Tables;
-use super::table::{Dump, Prefix, Table};
+use super::message::{Dump, Prefix};
+use super::table::Table;
 
 /// IPv4 routes go silently with their interface, so changes of links and addresses are news too: the groups RTNLGRP_LINK,
-/// _IPV4_IFADDR, _IPV4_ROUTE and _IPV6_ROUTE of linux/rtnetlink.h, as bits.
-const NEWS: u32 = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 10;
+/// _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE and _IPV6_RULE of linux/rtnetlink.h, as bits.
+const NEWS: u32 = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 18;
+const GET_ROUTE: u16 = 26;
+const GET_RULE: u16 = 34;
 /// Should any change come without news.
 const RESYNC_INTERVAL_MS: u16 = 5_000;
 /// Between two readings: news come in bursts, and a flapping route must not keep a CPU busy.
@@ -48,7 +51,7 @@ impl RouteWatch {
         // Subscribed before the first reading: no change falls between the two.
         let news = open(NEWS, SockFlag::SOCK_NONBLOCK)?;
         let mut copy = Copy { netns_cookie, dumps: open(0, SockFlag::empty())?, told: Table::new(), tables };
-        copy.forget_earlier()?;
+        copy.remember_earlier()?;
         copy.sync()?;
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new().name("weir-routes".into()).spawn(move || {
@@ -115,21 +118,21 @@ struct Copy {
 }
 
 impl Copy {
-    /// An earlier agent's routes are taken for told, so that the first sync removes what is no longer true.
-    fn forget_earlier(&mut self) -> io::Result<()> {
-        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        for entry in tables.routes.iter() {
-            let (key, errno) = entry.map_err(io::Error::other)?;
-            let target = key.data();
-            if target == RouteTarget::new(self.netns_cookie, target.address) {
-                self.told.insert((key.prefix_len() - RouteTarget::NETNS_BITS, target.address), errno);
-            }
+    /// What an earlier watch of this namespace told is taken for told, so that the first sync removes what is no longer true.
+    fn remember_earlier(&mut self) -> io::Result<()> {
+        for (prefix, errno) in of_netns(&self.tables, Some(self.netns_cookie))? {
+            self.told.insert((prefix.prefix_len() - RouteTarget::NETNS_BITS, prefix.data().address), errno);
         }
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let table = self.dump()?.into_table();
+        // A kernel without policy routing has no rules to tell of.
+        let rules = match self.dump(GET_RULE) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Dump::default(),
+            rules => rules?,
+        };
+        let table = self.dump(GET_ROUTE)?.into_table(rules);
         let key = |(bits, address): Prefix| {
             Key::new(RouteTarget::NETNS_BITS + bits, RouteTarget::new(self.netns_cookie, address))
         };
@@ -149,22 +152,22 @@ impl Copy {
         Ok(())
     }
 
-    fn dump(&self) -> io::Result<Dump> {
+    fn dump(&self, request: u16) -> io::Result<Dump> {
         for _ in 0..DUMP_ATTEMPTS {
-            let dump = self.dump_once()?;
+            let dump = self.dump_once(request)?;
             if !dump.interrupted() {
                 return Ok(dump);
             }
         }
         // It changes all the time; the latest reading is the best there is, and the next follows at once.
-        self.dump_once()
+        self.dump_once(request)
     }
 
-    fn dump_once(&self) -> io::Result<Dump> {
-        // struct nlmsghdr: length, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP; then struct rtmsg: any family, any table.
+    fn dump_once(&self, kind: u16) -> io::Result<Dump> {
+        // struct nlmsghdr: length, what is wanted, NLM_F_REQUEST | NLM_F_DUMP; then struct rtmsg or fib_rule_hdr: any family.
         let mut request = [0_u8; 28];
         request[..4].copy_from_slice(&28_u32.to_ne_bytes());
-        request[4..6].copy_from_slice(&26_u16.to_ne_bytes());
+        request[4..6].copy_from_slice(&kind.to_ne_bytes());
         request[6..8].copy_from_slice(&0x301_u16.to_ne_bytes());
         send(self.dumps.as_raw_fd(), &request, MsgFlags::empty())?;
         let mut dump = Dump::default();
@@ -173,12 +176,34 @@ impl Copy {
             let length = recv(self.dumps.as_raw_fd(), &mut datagram, MsgFlags::empty())?;
             dump.take(&datagram[..length])?;
             // The rest of the answer is left unread: this error ends the watch, and the socket with it.
-            if dump.len() > ROUTES_MAX {
+            if dump.routes.len() > ROUTES_MAX {
                 return Err(io::Error::other(format!("more than {ROUTES_MAX} routes")));
             }
         }
         Ok(dump)
     }
+}
+
+/// Removes the routes of one network namespace from the programs' table, or of all.
+pub(crate) fn forget(tables: &Mutex<Tables>, netns_cookie: Option<u64>) -> io::Result<()> {
+    for (key, _) in of_netns(tables, netns_cookie)? {
+        let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.routes.remove(&key).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn of_netns(tables: &Mutex<Tables>, netns_cookie: Option<u64>) -> io::Result<Vec<(Key<RouteTarget>, u32)>> {
+    let tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut found = Vec::new();
+    for entry in tables.routes.iter() {
+        let (key, errno) = entry.map_err(io::Error::other)?;
+        let target = key.data();
+        if netns_cookie.is_none_or(|netns| target == RouteTarget::new(netns, target.address)) {
+            found.push((key, errno));
+        }
+    }
+    Ok(found)
 }
 
 fn open(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
