@@ -87,7 +87,8 @@ impl Bypass {
     pub(crate) async fn adopt(&self, node: &Node) -> Result<(), BypassError> {
         let mut under_way = self.under_way.lock().await;
         let until_ns = node.redirection.bypass_until()?;
-        let found = fs::read(&self.file).ok().and_then(|bytes| serde_json::from_slice::<UnderWay>(&bytes).ok());
+        let found =
+            fs::read(&self.file).ok().and_then(|bytes| serde_json::from_slice::<UnderWay>(&bytes).ok());
         let now = clock::now().0;
         let Some(found) = found else {
             if until_ns > now {
@@ -170,8 +171,13 @@ impl Bypass {
             *under_way = None;
             return Err(error.into());
         }
-        tracing::warn!(seconds, reason = next.reason, uid = asker.uid, pid = asker.pid,
-            "BYPASS: governed connections pass unrecorded");
+        tracing::warn!(
+            seconds,
+            reason = next.reason,
+            uid = asker.uid,
+            pid = asker.pid,
+            "BYPASS: governed connections pass unrecorded"
+        );
         *under_way = Some(next);
         Ok(())
     }
@@ -205,7 +211,10 @@ impl Bypass {
         if now < current.until_ns {
             if now.saturating_sub(current.reminded_ns) >= REMINDER_INTERVAL.as_nanos() as u64 {
                 current.reminded_ns = now;
-                tracing::warn!(passed = current.passed(node), "BYPASS goes on: governed connections pass unrecorded");
+                tracing::warn!(
+                    passed = current.passed(node),
+                    "BYPASS goes on: governed connections pass unrecorded"
+                );
             }
             return;
         }

@@ -114,7 +114,10 @@ pub(crate) async fn reload(node: &Node, asker: Option<Asker>) -> Result<Reloaded
         by_signal: asker.is_none(),
     });
     if let Err(error) = node.mark(mark).await {
-        tracing::error!(error = &error as &dyn std::error::Error, "that other rules hold is not on record yet");
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "that other rules hold is not on record yet"
+        );
     }
     Ok(reloaded)
 }
