@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, Bytes};
 use hyper_util::rt::TokioIo;
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use weir_proto::credential::Credential;
 use weir_proto::seal::segment::SEGMENT_BYTES_MAX;
@@ -20,7 +21,8 @@ use crate::api::{AdminService, QueryService, Searching};
 use crate::clock;
 use crate::disk::Disk;
 use crate::ingest::acceptance::Offer;
-use crate::ingest::{Acceptance, Connected, check};
+use crate::ingest::text::TextError;
+use crate::ingest::{Acceptance, Connected, TextFollower, check};
 use crate::keys::KeysError;
 use crate::keys::hpke::{DEFAULT_CLASS, ReceivedWrap, StoredHpkeKey};
 use crate::metrics::Metrics;
@@ -52,6 +54,8 @@ pub enum LocalError {
     Keys(#[from] KeysError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Text(#[from] TextError),
     #[error(transparent)]
     Issue(#[from] IssueError),
     #[error("the services of this process")]
@@ -112,6 +116,8 @@ impl Local {
         // In a recording that still goes on, what the log says is closed is in the spool by then.
         intake.log().await?;
         intake.segments().await?;
+        let mut follower = TextFollower::new(store.clone(), keys.clone(), metrics.clone());
+        follower.catch_up(&CancellationToken::new()).await?;
 
         let issuer = Issuer { index: index.clone(), keys: keys.clone(), address: CREDENTIAL_NAME.into() };
         // A credential for this process alone: the one of the run before is of no use to anybody.

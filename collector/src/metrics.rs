@@ -24,6 +24,9 @@ pub struct Metrics {
     pub connections_refused: Counter<u64, AtomicU64>,
     pub segments_expired: Counter<u64, AtomicU64>,
     pub orphans_swept: Counter<u64, AtomicU64>,
+    pub text_segments: Counter<u64, AtomicU64>,
+    pub text_unreadable: Counter<u64, AtomicU64>,
+    pub text_lag_ms: Gauge,
     pub agents: Gauge,
     pub nodes_fell_silent: Counter<u64, AtomicU64>,
     pub in_flight_bytes: Gauge,
@@ -65,6 +68,17 @@ impl Metrics {
             "nodes_fell_silent",
             "Times that a node agent's heartbeats stayed away",
             self.nodes_fell_silent.clone(),
+        );
+        r.register("text_segments", "Segments whose words are in the full text", self.text_segments.clone());
+        r.register(
+            "text_unreadable",
+            "Segments without full text because they do not open",
+            self.text_unreadable.clone(),
+        );
+        r.register(
+            "text_lag_ms",
+            "Age of the oldest segment that is not in the full text",
+            self.text_lag_ms.clone(),
         );
         r.register("agents", "Node agents with a stream now", self.agents.clone());
         r.register(

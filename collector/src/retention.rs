@@ -17,6 +17,10 @@ const ROUND: Duration = Duration::from_secs(600);
 /// The clock went this much further than from one round to the next: it is read once more before anything is deleted.
 const JUMP: Duration = Duration::from_secs(6 * 3600);
 const LAST_ROUND: &str = "retention_round_ms";
+/// Erasing rewrites the whole full text: it is done so often, if anything was deleted.
+const ERASE_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+const TEXT_DELETED: &str = "text_deleted_ms";
+const TEXT_ERASED: &str = "text_erased_ms";
 
 #[derive(Debug, thiserror::Error)]
 pub enum RetentionError {
@@ -77,10 +81,12 @@ impl Retention {
                 if done.sessions == 0 {
                     break;
                 }
+                index.meta_set(TEXT_DELETED, &now_ms.to_be_bytes()).await?;
                 self.metrics.segments_expired.inc_by(done.segments);
                 tracing::info!(sessions = done.sessions, segments = done.segments, "expired by retention");
             }
         }
+        self.text_erase(now_ms).await?;
         self.bundles_sweep(now_ms).await?;
         let accesses_before = now_ms.saturating_sub(millis(self.keep.accesses));
         index.keys_expire(day_of(now_ms).saturating_sub(DAYS_KEPT), now_ms, accesses_before).await?;
@@ -90,12 +96,26 @@ impl Retention {
     /// One reading of the clock deletes nothing: a jump (or a long stop of the collector) is believed at the next round.
     async fn jumped(&self, now_ms: i64) -> Result<bool, RetentionError> {
         let index = &self.store.index;
-        let last = index
-            .meta_value(LAST_ROUND)
-            .await?
-            .and_then(|bytes| Some(i64::from_be_bytes(bytes.try_into().ok()?)));
+        let last = self.time(LAST_ROUND).await?;
         index.meta_set(LAST_ROUND, &now_ms.to_be_bytes()).await?;
         Ok(last.is_some_and(|last| now_ms.saturating_sub(last) > millis(JUMP)))
+    }
+
+    /// What was deleted is not found from then on; its words leave the file here.
+    async fn text_erase(&self, now_ms: i64) -> Result<(), RetentionError> {
+        let index = &self.store.index;
+        let erased = self.time(TEXT_ERASED).await?.unwrap_or(0);
+        let Some(deleted) = self.time(TEXT_DELETED).await? else { return Ok(()) };
+        if deleted >= erased && now_ms.saturating_sub(erased) >= millis(ERASE_INTERVAL) {
+            index.text_erase().await?;
+            index.meta_set(TEXT_ERASED, &now_ms.to_be_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    async fn time(&self, key: &str) -> Result<Option<i64>, RetentionError> {
+        let value = self.store.index.meta_value(key).await?;
+        Ok(value.and_then(|bytes| Some(i64::from_be_bytes(bytes.try_into().ok()?))))
     }
 
     /// The object first, then its row: killed in between, the next round finds the row and deletes the object again.

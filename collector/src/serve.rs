@@ -26,7 +26,7 @@ use crate::disk::Disk;
 use crate::heartbeats::SILENCE_MAX;
 use crate::ingest::committer::Budget;
 use crate::ingest::service::ENROLMENTS_MAX;
-use crate::ingest::{Acceptance, Bounded, Committer, Connected, IngestService};
+use crate::ingest::{Acceptance, Bounded, Committer, Connected, IngestService, TextFollower};
 use crate::keys::{Keys, KeysError, ServerCertificate, files};
 use crate::listener;
 use crate::metrics::Metrics;
@@ -177,6 +177,8 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         }
     });
 
+    let follower = TextFollower::new(store.clone(), keys.clone(), metrics.clone());
+    tokio::spawn(follower.run(shutdown.clone()));
     let retention = Retention {
         store: store.clone(),
         keep: Keep { recordings: config.keep, accesses: config.keep_accesses },

@@ -7,6 +7,7 @@
 //! * [`digest`]: what its events say, for the index
 //! * [`acceptance`]: what it must prove against the session's chain; commits a batch
 //! * [`committer`]: groups what all streams bring into batches
+//! * [`text`]: full text, which follows
 //! * [`connected`]: which agents have a stream now
 
 pub mod acceptance;
@@ -18,9 +19,11 @@ pub mod digest;
 pub mod enroll;
 pub mod service;
 pub mod stream;
+pub mod text;
 
 pub use acceptance::Acceptance;
 pub use bounded::Bounded;
 pub use committer::Committer;
 pub use connected::Connected;
 pub use service::IngestService;
+pub use text::TextFollower;

@@ -214,8 +214,15 @@ pub struct TextSegment {
     pub stored: StoredSegment,
     /// Of the session, at the end of this segment.
     pub protocol: String,
-    /// Its exchanges: ordinal -> row.
-    pub exchanges: std::collections::HashMap<u64, i64>,
+    /// Its exchanges, by ordinal.
+    pub exchanges: std::collections::HashMap<u64, TextRow>,
+}
+
+#[derive(Clone, Debug)]
+pub struct TextRow {
+    pub id: i64,
+    /// `None`: as the segment's.
+    pub protocol: Option<String>,
 }
 
 /// What is searched of one exchange.

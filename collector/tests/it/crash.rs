@@ -5,7 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Identity;
+use weir_collector::ingest::TextFollower;
+use weir_collector::metrics::Metrics;
 use weir_collector::store::Store;
 use weir_proto::credential::Credential;
 use weir_proto::seal::{Hash, Sealed};
@@ -15,6 +18,7 @@ use weir_proto::{RunId, SessionId};
 
 use crate::agent::{Agent, Joining};
 use crate::collector::channel;
+use crate::text::found;
 
 const KILLS: usize = 12;
 const SESSIONS: usize = 40;
@@ -101,6 +105,11 @@ async fn every_receipted_segment_survives_sigkill_exactly_once() {
             );
         }
     }
+    // Killed between commits and full text, which goes on where it was: every text is there, once.
+    let keys = weir_collector::keys::Keys::open(&data.join("keys")).unwrap();
+    let mut follower = TextFollower::new(store.clone(), keys.into(), Metrics::default());
+    follower.catch_up(&CancellationToken::new()).await.unwrap();
+    assert_eq!(found(&data, "select").await.len(), SESSIONS * SEGMENTS as usize);
     let summary = store.index.run_summary(&run).await.unwrap().unwrap();
     assert_eq!(summary.exchanges, SESSIONS as u64 * SEGMENTS, "counted once, however often it was offered");
 }

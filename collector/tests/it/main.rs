@@ -12,4 +12,5 @@ mod enrolment;
 mod ingest;
 mod keeping;
 mod standalone;
+mod text;
 mod verification;

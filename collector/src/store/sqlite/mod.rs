@@ -7,6 +7,7 @@
 //! * [`access`]: credentials, join tokens, the access log, alerts
 //! * [`reads`]: what people ask for; [`search`]: what they search for
 //! * [`stored`]: what is held as it came, for playing and proving
+//! * [`text`]: full text, in a file of its own beside it
 //! * [`retention`]: what deletes
 
 mod access;
@@ -19,8 +20,10 @@ mod retention;
 mod rows;
 mod search;
 mod stored;
+mod text;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -29,10 +32,12 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{Row, SqlSafeStr, Sqlite, Transaction};
+use tokio::sync::{Mutex, Notify};
 
 use super::StoreError;
 
 pub use access::AccessEntry;
+pub use text::TextTurn;
 pub use reads::{BadCursor, ReadError, RunFilter, SessionFilter, Subject, coverage_name};
 pub use search::{Extent, HitRow, SearchError, Seeking, Sought};
 
@@ -42,6 +47,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "exchange rows", include_str!("../../../migrations/sqlite/0002_exchange_rows.sql")),
     (3, "fleet", include_str!("../../../migrations/sqlite/0003_fleet.sql")),
 ];
+const TEXT_FILE: &str = "text.sqlite";
 const READERS: u32 = 4;
 /// How long a writer waits for another process (`weir-collector token`) to finish its transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +57,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct SqliteIndex {
     writer: SqlitePool,
     readers: SqlitePool,
+    text: SqlitePool,
+    text_turn: Arc<Mutex<()>>,
+    text_waits: Arc<Notify>,
 }
 
 impl SqliteIndex {
@@ -69,8 +78,18 @@ impl SqliteIndex {
         migrator().run(&writer).await?;
         // Of their own: what sets up the writer's connection (journal mode, vacuum) writes, and they must not.
         let reading = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
-        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_with(reading).await?;
-        Ok(Self { writer, readers })
+        let text_file = file.with_file_name(TEXT_FILE);
+        let text = text::open(&text_file, &writer).await?;
+        let text_file = text_file.to_string_lossy().into_owned();
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .after_connect(move |connection, _| {
+                let words = sqlx::query("ATTACH DATABASE ? AS words").bind(text_file.clone());
+                Box::pin(async move { words.execute(connection).await.map(drop) })
+            })
+            .connect_with(reading)
+            .await?;
+        Ok(Self { writer, readers, text, text_turn: Arc::default(), text_waits: Arc::default() })
     }
 
     /// Takes the write lock at once, so that no transaction fails half way for want of it.
@@ -119,6 +138,7 @@ impl SqliteIndex {
     /// Waits for what is under way and writes the log back into the file.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.text.close().await;
         self.writer.close().await;
     }
 }

@@ -7,8 +7,11 @@ use weir_proto::SessionId;
 use super::{SqliteIndex, fixed};
 use crate::store::StoreError;
 
-/// Sessions handled by one transaction: the writer must not be held for long.
+type Tx = sqlx::Transaction<'static, sqlx::Sqlite>;
+
+/// Sessions and segments handled by one transaction: the writer must not be held for long.
 const SESSIONS_PER_STEP: i64 = 100;
+const SEGMENTS_PER_STEP: i64 = 100;
 
 /// What one step did.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -17,11 +20,51 @@ pub struct Expired {
     pub segments: u64,
 }
 
+/// The beginning of a session that has to go.
+struct Old {
+    session: SessionId,
+    /// Segments below.
+    upto: i64,
+}
+
 impl SqliteIndex {
     /// Deletes segments received before `before_ms`, with all that was drawn from them, of some sessions. Nothing
     /// deleted: nothing is left to do.
     pub async fn segments_expire(&self, before_ms: i64, now_ms: i64) -> Result<Expired, StoreError> {
+        // Text first: what is killed in between is done again, and nothing is left that no row would lead to.
+        let turn = self.text_turn().await;
+        let mut done = Expired::default();
+        let mut olds = Vec::new();
+        let mut ranges = Vec::new();
+        for session in self.sessions_old(before_ms).await? {
+            let (old, exchanges) = self.segments_old(session, before_ms).await?;
+            done.sessions += 1;
+            done.segments += exchanges.len() as u64;
+            ranges.extend(exchanges);
+            olds.push(old);
+            if done.segments >= SEGMENTS_PER_STEP as u64 {
+                break;
+            }
+        }
+        if olds.is_empty() {
+            return Ok(done);
+        }
+        self.text_delete(&turn, &ranges).await?;
         let mut tx = self.begin().await?;
+        for old in &olds {
+            old_delete(&mut tx, old, now_ms).await?;
+        }
+        runs_forget(&mut tx).await?;
+        sqlx::query(
+            "DELETE FROM asked_hour WHERE last_segment < COALESCE((SELECT min(id) FROM segment), 9223372036854775807)",
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    async fn sessions_old(&self, before_ms: i64) -> Result<Vec<SessionId>, StoreError> {
         let found = sqlx::query(
             "SELECT g.session_id FROM segment g JOIN session s ON s.id = g.session_id \
              WHERE g.received_ms < ? AND s.legal_hold = 0 \
@@ -29,75 +72,36 @@ impl SqliteIndex {
         )
         .bind(before_ms)
         .bind(SESSIONS_PER_STEP)
-        .fetch_all(&mut *tx)
+        .fetch_all(&self.readers)
         .await?;
-        let mut done = Expired { sessions: found.len() as u64, segments: 0 };
+        found.iter().map(|row| Ok(SessionId::from_bytes(fixed(row, "session_id")?))).collect()
+    }
+
+    /// Only as far as all is old: a clock that was ahead for a while leaves old times behind young ones. With the ranges of
+    /// exchanges, one for each segment.
+    async fn segments_old(
+        &self,
+        session: SessionId,
+        before_ms: i64,
+    ) -> Result<(Old, Vec<(i64, i64)>), StoreError> {
+        let found = sqlx::query(
+            "SELECT seq, first_exchange, exchanges FROM segment WHERE session_id = ?1 AND seq < \
+             COALESCE((SELECT min(seq) FROM segment WHERE session_id = ?1 AND received_ms >= ?2), 9223372036854775807) \
+             ORDER BY seq LIMIT ?3",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(before_ms)
+        .bind(SEGMENTS_PER_STEP)
+        .fetch_all(&self.readers)
+        .await?;
+        let mut old = Old { session, upto: 0 };
+        let mut ranges = Vec::with_capacity(found.len());
         for row in &found {
-            let session = SessionId::from_bytes(fixed(row, "session_id")?);
-            let id = &session.as_bytes()[..];
-            // Only as far as all is old: a clock that was ahead for a while leaves old times behind young ones.
-            let row = sqlx::query(
-                "SELECT max(seq) + 1 AS upto FROM segment WHERE session_id = ?1 AND seq < \
-                 COALESCE((SELECT min(seq) FROM segment WHERE session_id = ?1 AND received_ms >= ?2), 9223372036854775807)",
-            )
-            .bind(id)
-            .bind(before_ms)
-            .fetch_one(&mut *tx)
-            .await?;
-            let upto: i64 = row.try_get("upto")?;
-            sqlx::query(
-                "DELETE FROM exchange WHERE id IN (SELECT e.id FROM segment g JOIN exchange e \
-                 ON e.id >= g.first_exchange AND e.id < g.first_exchange + g.exchanges WHERE g.session_id = ? AND g.seq < ?)",
-            )
-            .bind(id)
-            .bind(upto)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(
-                "DELETE FROM running WHERE session_id = ? AND NOT EXISTS (SELECT 1 FROM exchange e WHERE e.id = running.exchange)",
-            )
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-            done.segments += sqlx::query("DELETE FROM segment WHERE session_id = ? AND seq < ?")
-                .bind(id)
-                .bind(upto)
-                .execute(&mut *tx)
-                .await?
-                .rows_affected();
-            sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?")
-                .bind(id)
-                .bind(upto)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query(
-                "DELETE FROM session_key WHERE session_id = ?1 AND generation NOT IN \
-                 (SELECT generation FROM segment WHERE session_id = ?1)",
-            )
-            .bind(id)
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query(
-                "UPDATE session SET expired_seq = ?2, expired_ms = ?3, \
-                 facts = CASE WHEN ?2 >= next_seq THEN '{}' ELSE facts END, \
-                 process = CASE WHEN ?2 >= next_seq THEN x'' ELSE process END WHERE id = ?1",
-            )
-            .bind(id)
-            .bind(upto)
-            .bind(now_ms)
-            .execute(&mut *tx)
-            .await?;
+            old.upto = row.try_get::<i64, _>("seq")?.saturating_add(1);
+            let first: i64 = row.try_get("first_exchange")?;
+            ranges.push((first, first.saturating_add(row.try_get("exchanges")?)));
         }
-        if done.sessions > 0 {
-            runs_forget(&mut tx).await?;
-            sqlx::query(
-                "DELETE FROM asked_hour WHERE last_segment < COALESCE((SELECT min(id) FROM segment), 9223372036854775807)",
-            )
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
-        Ok(done)
+        Ok((old, ranges))
     }
 
     /// Bundles that no segment is in any more: (row id, key).
@@ -151,12 +155,58 @@ impl SqliteIndex {
     pub async fn space_return(&self) -> Result<(), StoreError> {
         sqlx::query("PRAGMA incremental_vacuum(4096)").execute(&self.writer).await?;
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.writer).await?;
-        Ok(())
+        self.text_space_return().await
     }
 }
 
+async fn old_delete(tx: &mut Tx, old: &Old, now_ms: i64) -> Result<(), StoreError> {
+    let (id, upto) = (&old.session.as_bytes()[..], old.upto);
+    sqlx::query(
+        "DELETE FROM exchange WHERE id IN (SELECT e.id FROM segment g JOIN exchange e \
+         ON e.id >= g.first_exchange AND e.id < g.first_exchange + g.exchanges WHERE g.session_id = ? AND g.seq < ?)",
+    )
+    .bind(id)
+    .bind(upto)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM running WHERE session_id = ? AND NOT EXISTS (SELECT 1 FROM exchange e WHERE e.id = running.exchange)",
+    )
+    .bind(id)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("DELETE FROM segment WHERE session_id = ? AND seq < ?")
+        .bind(id)
+        .bind(upto)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("DELETE FROM gap WHERE session_id = ? AND seq < ?")
+        .bind(id)
+        .bind(upto)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "DELETE FROM session_key WHERE session_id = ?1 AND generation NOT IN \
+         (SELECT generation FROM segment WHERE session_id = ?1)",
+    )
+    .bind(id)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE session SET expired_seq = ?2, expired_ms = ?3, \
+         facts = CASE WHEN ?2 >= next_seq THEN '{}' ELSE facts END, \
+         process = CASE WHEN ?2 >= next_seq THEN x'' ELSE process END WHERE id = ?1",
+    )
+    .bind(id)
+    .bind(upto)
+    .bind(now_ms)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// What a run itself says about content goes when the last of its sessions has gone.
-async fn runs_forget(tx: &mut sqlx::Transaction<'static, sqlx::Sqlite>) -> Result<(), StoreError> {
+async fn runs_forget(tx: &mut Tx) -> Result<(), StoreError> {
     const GONE: &str = "SELECT run_id FROM session GROUP BY run_id HAVING min(expired_seq >= next_seq) = 1";
     sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM run_label WHERE run_id IN ({GONE})")))
         .execute(&mut **tx)

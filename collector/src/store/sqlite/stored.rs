@@ -29,6 +29,27 @@ impl SqliteIndex {
         found.iter().map(segment_row).collect()
     }
 
+    /// Segments of a session before `before_seq` with events at or after `from_boot_ns`, the first so many.
+    pub async fn segment_list_within(
+        &self,
+        session: &SessionId,
+        from_boot_ns: u64,
+        before_seq: u64,
+        rows: u64,
+    ) -> Result<Vec<StoredSegment>, StoreError> {
+        let found = sqlx::query(
+            "SELECT g.*, b.key FROM segment g JOIN bundle b ON b.id = g.bundle \
+             WHERE g.session_id = ? AND g.seq < ? AND g.last_boot_ns >= ? ORDER BY g.seq LIMIT ?",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(int(before_seq))
+        .bind(int(from_boot_ns))
+        .bind(int(rows))
+        .fetch_all(&self.readers)
+        .await?;
+        found.iter().map(segment_row).collect()
+    }
+
     /// Segments of a run in order of their first event, after (`first_boot_ns`, session, seq).
     pub async fn run_segment_list(
         &self,
@@ -171,7 +192,7 @@ impl SqliteIndex {
     }
 }
 
-fn segment_row(row: &SqliteRow) -> Result<StoredSegment, StoreError> {
+pub(super) fn segment_row(row: &SqliteRow) -> Result<StoredSegment, StoreError> {
     Ok(StoredSegment {
         session: SessionId::from_bytes(fixed(row, "session_id")?),
         seq: uint(row, "seq")?,
