@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use weir_proto::SessionId;
@@ -33,6 +33,12 @@ pub(crate) struct Append {
     pub(crate) payload: usize,
     /// May use the space kept for closing events.
     pub(crate) closing: bool,
+}
+
+/// The right to append. Other writers wait while it is held.
+pub(crate) struct Appending<'j> {
+    journal: &'j Journal,
+    tail: MutexGuard<'j, Tail>,
 }
 
 /// One published record.
@@ -116,34 +122,12 @@ impl Journal {
 
     /// Appends one record: `write` fills its payload in place. Once this returns, a kill does not lose it.
     pub(crate) fn append(&self, what: &Append, write: impl FnOnce(&mut [u8])) -> Result<(), Full> {
-        let ring = self.capacity();
-        let need = record_bytes(what.payload);
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        // A record does not wrap: what is left before the ring's end may have to be skipped.
-        let left = ring - tail.position % ring;
-        let from = if need + END_BYTES <= left { tail.position } else { tail.position + left };
-        let to = from + need;
-        let kept = if what.closing { 0 } else { CLOSING_RESERVE_BYTES };
-        if tail.shut || to + END_BYTES + kept > self.reclaimed.load(Ordering::Acquire) + ring {
-            return Err(Full);
-        }
-        let at = (from % ring) as usize;
-        // The end comes first: whatever stands there from an earlier lap must not look like the next record.
-        self.map.length_word((to % ring) as usize).store(0, Ordering::Relaxed);
-        if from != tail.position {
-            self.map.length_word(at).store(0, Ordering::Relaxed);
-        }
-        // SAFETY: the append lock is held, and the range is free: it lies between `published` and `reclaimed` + ring.
-        let record = unsafe { self.map.write(at, RECORD_HEADER_BYTES + what.payload) };
-        write(&mut record[RECORD_HEADER_BYTES..]);
-        put_head(record, from, &RecordHead { session: what.session, at_ns: what.at_ns, flags: what.flags });
-        self.map.length_word(at).store(what.payload as u32, Ordering::Release);
-        if from != tail.position {
-            self.map.length_word((tail.position % ring) as usize).store(SKIP, Ordering::Release);
-        }
-        tail.position = to;
-        self.published.store(to, Ordering::Release);
-        Ok(())
+        self.appending().append(what, write)
+    }
+
+    /// For several records in a row.
+    pub(crate) fn appending(&self) -> Appending<'_> {
+        Appending { journal: self, tail: self.tail.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// The record at or after this position (a skipped ring's end lies between), `None` at the end. What it borrows is
@@ -224,5 +208,40 @@ impl Journal {
     pub(crate) fn shut(&self) {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner).shut = true;
         self.space.notify_waiters();
+    }
+}
+
+impl Appending<'_> {
+    /// As [`Journal::append`].
+    pub(crate) fn append(&mut self, what: &Append, write: impl FnOnce(&mut [u8])) -> Result<(), Full> {
+        let Self { journal, tail } = self;
+        let map = &journal.map;
+        let ring = journal.capacity();
+        let need = record_bytes(what.payload);
+        // A record does not wrap: what is left before the ring's end may have to be skipped.
+        let left = ring - tail.position % ring;
+        let from = if need + END_BYTES <= left { tail.position } else { tail.position + left };
+        let to = from + need;
+        let kept = if what.closing { 0 } else { CLOSING_RESERVE_BYTES };
+        if tail.shut || to + END_BYTES + kept > journal.reclaimed.load(Ordering::Acquire) + ring {
+            return Err(Full);
+        }
+        let at = (from % ring) as usize;
+        // The end comes first: whatever stands there from an earlier lap must not look like the next record.
+        map.length_word((to % ring) as usize).store(0, Ordering::Relaxed);
+        if from != tail.position {
+            map.length_word(at).store(0, Ordering::Relaxed);
+        }
+        // SAFETY: the append lock is held, and the range is free: it lies between `published` and `reclaimed` + ring.
+        let record = unsafe { map.write(at, RECORD_HEADER_BYTES + what.payload) };
+        write(&mut record[RECORD_HEADER_BYTES..]);
+        put_head(record, from, &RecordHead { session: what.session, at_ns: what.at_ns, flags: what.flags });
+        map.length_word(at).store(what.payload as u32, Ordering::Release);
+        if from != tail.position {
+            map.length_word((tail.position % ring) as usize).store(SKIP, Ordering::Release);
+        }
+        tail.position = to;
+        journal.published.store(to, Ordering::Release);
+        Ok(())
     }
 }

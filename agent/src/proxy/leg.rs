@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// Slices handed to one writev.
@@ -63,44 +66,40 @@ impl Leg {
         length
     }
 
-    /// One read: `None` when nothing is there, empty at the end.
-    pub(super) fn read(&mut self) -> io::Result<Option<Bytes>> {
+    /// One read: empty at the end. Pending, the task is woken when something is there.
+    pub(super) fn read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if self.read_buffer.capacity() - self.read_buffer.len() < READ_ROOM_MIN {
             // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
             self.read_buffer.reserve(self.read_bytes_next);
         }
         let room = self.read_buffer.capacity() - self.read_buffer.len();
-        match self.stream.try_read_buf(&mut self.read_buffer) {
-            Ok(read) => {
+        // A read that does not fill the buffer took all there was: tokio then knows without asking the kernel again.
+        let read = pin!(self.stream.read_buf(&mut self.read_buffer)).poll(context);
+        match read {
+            Poll::Ready(Ok(read)) => {
                 if read >= room {
                     self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
                 }
-                Ok(Some(self.read_buffer.split().freeze()))
+                Poll::Ready(Ok(self.read_buffer.split().freeze()))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
                 // An idle connection keeps no large buffer.
                 if self.read_buffer.capacity() > READ_BYTES_KEPT {
                     self.read_buffer = BytesMut::new();
                     self.read_bytes_next = READ_BYTES_MIN;
                 }
-                Ok(None)
+                Poll::Pending
             }
-            Err(error) => Err(error),
         }
     }
 
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    /// Writes what waits. When the socket takes no more, the task is woken when it does.
+    pub(super) fn flush(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         while !self.out.is_empty() && !self.gone {
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
-            let mut count = 0;
-            for (slice, bytes) in slices.iter_mut().zip(&self.out) {
-                *slice = IoSlice::new(bytes);
-                count += 1;
-            }
-            match self.stream.try_write_vectored(&slices[..count]) {
-                Ok(written) => self.written(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+            match self.write(context) {
+                Poll::Ready(written) => self.written(written?),
+                Poll::Pending => return Ok(()),
             }
         }
         if self.end_after_out && !self.write_ended && !self.gone {
@@ -109,6 +108,23 @@ impl Leg {
             let _gone = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
         }
         Ok(())
+    }
+
+    fn write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let written = match (self.out.len(), self.out.front()) {
+            (1, Some(only)) => ready!(stream.poll_write(context, only))?,
+            _ => {
+                let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+                let mut count = 0;
+                for (slice, bytes) in slices.iter_mut().zip(&self.out) {
+                    *slice = IoSlice::new(bytes);
+                    count += 1;
+                }
+                ready!(stream.poll_write_vectored(context, &slices[..count]))?
+            }
+        };
+        Poll::Ready(Ok(written))
     }
 
     fn written(&mut self, mut written: usize) {

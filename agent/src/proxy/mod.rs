@@ -5,10 +5,11 @@
 //! * [`refuse`]: tells a client in its own protocol why it may not connect
 //! * [`upstream`]: dials where the process wanted to go
 //! * [`pump`]: the only I/O loop, over two [`leg`]s
-//! * [`tape`]: notes become events
+//! * [`tape`]: what a session leaves behind; [`events`]: notes as events of the recording format
 
 pub(crate) mod accept;
 pub(crate) mod connection;
+mod events;
 mod leg;
 mod pump;
 mod refuse;

@@ -9,14 +9,14 @@
 #[cfg(test)]
 mod tests;
 
+mod waiting;
+
 use std::collections::VecDeque;
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use weir_protocols::{
     Side, Verdict,
 };
 
+use self::waiting::{Drained, Timer, Wake};
 use super::leg::Leg;
 use super::tape::{Tape, TapeError};
 use super::unsent::unsent_bytes;
@@ -116,16 +117,10 @@ pub(crate) struct Pump<'a> {
     /// When an ending with last words happens all the same.
     last_words_until: Option<Instant>,
     half_closed_until: Option<Instant>,
-}
-
-/// What one waiting brought.
-enum Wake {
-    Ready,
-    /// A side that is not being read was reset.
-    Lost(Side),
-    Verdict(ExchangeId, Verdict),
-    Deadline,
-    Drained,
+    /// When what is being handled happened.
+    now: Instant,
+    timer: Timer,
+    drained: Drained<'a>,
 }
 
 impl<'a> Pump<'a> {
@@ -149,6 +144,9 @@ impl<'a> Pump<'a> {
             ending: None,
             last_words_until: None,
             half_closed_until: None,
+            now: clock::now(),
+            timer: Timer::default(),
+            drained: Drained::new(terms.drained),
         }
     }
 
@@ -171,11 +169,10 @@ impl<'a> Pump<'a> {
     async fn broken(&mut self, error: &PumpError) {
         tracing::warn!(%error, "a connection is given up");
         let gap = Note::Gap { reason: "agent-error", bytes: 0 };
-        let recorded = match self.abort_for(Ending::Broken).await {
-            Ok(_) => self.note(ExchangeId::SESSION, gap).await,
-            Err(_) => self.tape.note(ExchangeId::SESSION, gap).await.map_err(PumpError::from),
-        };
-        if let Err(error) = recorded {
+        // What it says of a further failure is said by the gap.
+        let _also_broken = self.abort_for(Ending::Broken).await;
+        self.note(ExchangeId::SESSION, gap);
+        if let Err(error) = self.tape.append().await {
             tracing::error!(%error, "nor can the gap be recorded");
         }
     }
@@ -195,32 +192,36 @@ impl<'a> Pump<'a> {
     async fn turns(&mut self) -> Result<Ending, PumpError> {
         loop {
             self.carry_out().await?;
+            // Before anything is sent: with its verdict there, a request leaves in one write.
+            if self.verdict_input()? {
+                continue;
+            }
+            self.tape.append().await?;
             if self.terms.standing.durable && self.legs.iter().any(|leg| !leg.out.is_empty()) {
                 self.tape.sync().await?;
             }
-            self.flush()?;
+            poll_fn(|context| Poll::Ready(self.flush(context))).await?;
             if let Some(ending) = self.ended() {
                 return Ok(ending);
-            }
-            // A connection that always has something to read never waits: what else may have come is looked at here.
-            if self.terms.drained.is_cancelled() {
-                return self.abort_for(Ending::Drained).await;
             }
             if self.both_ended() {
                 // Whatever the conversation still waits for can no longer come.
                 self.abort_for(Ending::Drained).await?;
                 return Ok(Ending::Ended(self.first_end.unwrap_or(Side::Client)));
             }
+            self.now = clock::now();
             self.tick()?;
             self.answered_holds();
-            if self.verdict_inputs().await? || self.read()? {
-                tokio::task::consume_budget().await;
+            // The runtime's budget makes also a connection wait, now and then, that always has something to read.
+            if poll_fn(|context| Poll::Ready(self.read(context))).await? {
                 continue;
             }
-            if !self.effects.is_empty() {
+            if !self.effects.is_empty() || !self.verdicts.is_empty() {
                 continue;
             }
-            match self.wait().await {
+            let wake = self.wait().await;
+            self.now = clock::now();
+            match wake {
                 Wake::Ready => {}
                 Wake::Lost(side) => self.lost(side)?,
                 Wake::Verdict(exchange, verdict) => self.verdicts.push_back((exchange, verdict)),
@@ -235,7 +236,7 @@ impl<'a> Pump<'a> {
 
     /// Gives one input to the conversation.
     fn give(&mut self, input: Input) -> Result<(), PumpError> {
-        Ok(self.conversation.handle(input, clock::now(), &mut self.effects)?)
+        Ok(self.conversation.handle(input, self.now, &mut self.effects)?)
     }
 
     /// Step 1: effects, in the order given.
@@ -258,24 +259,28 @@ impl<'a> Pump<'a> {
                     self.held.retain(|(held, _)| *held != exchange);
                     self.verdicts.retain(|(decided, _)| *decided != exchange);
                 }
-                Effect::Note(exchange, note) => self.note(exchange, note).await?,
+                Effect::Note(exchange, note) => {
+                    self.note(exchange, note);
+                    if self.tape.is_full() {
+                        self.tape.append().await?;
+                    }
+                }
                 Effect::Become(kind, pending) => self.become_kind(kind, pending)?,
                 Effect::End(side) => self.legs[side.index()].end_after_out = true,
                 Effect::Abort(cause) => {
                     self.ending = Some(Ending::Aborted(cause));
-                    self.last_words_until =
-                        Some(clock::now().after_ms(LAST_WORDS_TIMEOUT.as_millis() as u64));
+                    self.last_words_until = Some(self.now.after_ms(LAST_WORDS_TIMEOUT.as_millis() as u64));
                 }
             }
         }
         Ok(())
     }
 
-    async fn note(&mut self, exchange: ExchangeId, note: Note) -> Result<(), PumpError> {
+    fn note(&mut self, exchange: ExchangeId, note: Note) {
         if matches!(note, Note::Asked(_)) {
             self.next_exchange = self.next_exchange.max(exchange.next());
         }
-        Ok(self.tape.note(exchange, note).await?)
+        self.tape.note(exchange, note, self.now);
     }
 
     fn ask(&mut self, exchange: ExchangeId, operation: &Operation) {
@@ -309,10 +314,10 @@ impl<'a> Pump<'a> {
     }
 
     /// Step 2: what waits is written, as far as the sockets take it.
-    fn flush(&mut self) -> Result<(), PumpError> {
+    fn flush(&mut self, context: &mut Context<'_>) -> Result<(), PumpError> {
         for side in [Side::Client, Side::Upstream] {
             let leg = &mut self.legs[side.index()];
-            let Err(error) = leg.flush() else { continue };
+            let Err(error) = leg.flush(context) else { continue };
             tracing::debug!(?side, %error, "write failed");
             if side == Side::Client || leg.read_ended {
                 self.lost(side)?;
@@ -373,10 +378,10 @@ impl<'a> Pump<'a> {
         });
     }
 
-    /// Step 3a: a verdict that has come: recorded, then acted on.
-    async fn verdict_inputs(&mut self) -> Result<bool, PumpError> {
+    /// A verdict that has come: recorded, then acted on.
+    fn verdict_input(&mut self) -> Result<bool, PumpError> {
         let Some((exchange, verdict)) = self.verdicts.pop_front() else { return Ok(false) };
-        self.tape.judged(exchange, &verdict).await?;
+        self.tape.verdict(exchange, &verdict, self.now);
         self.give(Input::Verdict(exchange, verdict))?;
         Ok(true)
     }
@@ -389,35 +394,34 @@ impl<'a> Pump<'a> {
             && self.conversation.wants_read(side)
     }
 
-    /// Step 3b: one read per side that may be read.
-    fn read(&mut self) -> Result<bool, PumpError> {
+    /// Step 3: one read per side that may be read.
+    fn read(&mut self, context: &mut Context<'_>) -> Result<bool, PumpError> {
         let mut progress = false;
         for side in [Side::Client, Side::Upstream] {
             if !self.may_read(side) {
                 continue;
             }
-            match self.legs[side.index()].read() {
-                Ok(Some(bytes)) if bytes.is_empty() && self.legs[side.index()].write_failed => {
+            let Poll::Ready(read) = self.legs[side.index()].read(context) else { continue };
+            match read {
+                Ok(bytes) if bytes.is_empty() && self.legs[side.index()].write_failed => {
                     self.lost(side)?;
                     progress = true;
                 }
-                Ok(Some(bytes)) if bytes.is_empty() => {
+                Ok(bytes) if bytes.is_empty() => {
                     self.legs[side.index()].read_ended = true;
                     self.first_end.get_or_insert(side);
-                    self.half_closed_until =
-                        Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
+                    self.half_closed_until = Some(self.now.after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
                     self.give(Input::End(side))?;
                     progress = true;
                 }
-                Ok(Some(bytes)) => {
+                Ok(bytes) => {
                     if self.half_closed_until.is_some() {
                         self.half_closed_until =
-                            Some(clock::now().after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
+                            Some(self.now.after_ms(HALF_CLOSED_IDLE_MAX.as_millis() as u64));
                     }
                     self.give(Input::Data(side, bytes))?;
                     progress = true;
                 }
-                Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(?side, %error, "read failed");
                     self.lost(side)?;
@@ -429,48 +433,14 @@ impl<'a> Pump<'a> {
     }
 
     fn half_closed_for_too_long(&self) -> bool {
-        self.half_closed_until.is_some_and(|until| until <= clock::now())
+        self.half_closed_until.is_some_and(|until| until <= self.now)
     }
 
     fn tick(&mut self) -> Result<(), PumpError> {
-        if self.conversation.next_deadline().is_some_and(|deadline| deadline <= clock::now()) {
+        if self.conversation.next_deadline().is_some_and(|deadline| deadline <= self.now) {
             self.give(Input::Tick)?;
         }
         Ok(())
-    }
-
-    /// Step 4: waits for whatever comes first.
-    async fn wait(&mut self) -> Wake {
-        let interests = [self.interest(Side::Client), self.interest(Side::Upstream)];
-        let last_words = self.ending.and(self.last_words_until);
-        let deadlines = [self.conversation.next_deadline(), self.half_closed_until, last_words];
-        let deadline = deadlines.into_iter().flatten().min();
-        let (legs, held, drained) = (&self.legs, &mut self.held, self.terms.drained);
-        tokio::select! {
-            wake = ready(&legs[0], Side::Client, interests[0]) => wake,
-            wake = ready(&legs[1], Side::Upstream, interests[1]) => wake,
-            (exchange, verdict) = Held(held) => {
-                match verdict {
-                    Some(verdict) => Wake::Verdict(exchange, verdict),
-                    None => Wake::Verdict(exchange, unanswered()),
-                }
-            }
-            () = until(deadline) => Wake::Deadline,
-            () = drained.cancelled() => Wake::Drained,
-        }
-    }
-
-    fn interest(&self, side: Side) -> Option<Interest> {
-        let leg = &self.legs[side.index()];
-        if leg.gone {
-            return None;
-        }
-        let read = self.may_read(side).then_some(Interest::READABLE);
-        let write = (!leg.out.is_empty()).then_some(Interest::WRITABLE);
-        // A client that is not read is watched for a reset: what it asked for is withdrawn. An upstream is not: what it
-        // sent before its reset is still to be read once the client has taken the rest.
-        let watch = (side == Side::Client && read.is_none()).then_some(Interest::ERROR);
-        [read, write, watch].into_iter().flatten().reduce(|a, b| a | b)
     }
 
     /// We end this session: the conversation hears that both sides are gone, so that every exchange is finished.
@@ -480,44 +450,12 @@ impl<'a> Pump<'a> {
             self.give(Input::Reset(side))?;
         }
         self.carry_out().await?;
+        self.tape.append().await?;
         Ok(ending)
-    }
-}
-
-async fn ready(leg: &Leg, side: Side, interest: Option<Interest>) -> Wake {
-    let Some(interest) = interest else { return pending().await };
-    match leg.stream.ready(interest).await {
-        Ok(ready) if ready.is_error() && !interest.is_readable() => Wake::Lost(side),
-        // An error of the readiness itself shows again at the next read.
-        Ok(_) | Err(_) => Wake::Ready,
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep(clock::until(deadline)).await,
-        None => pending().await,
     }
 }
 
 /// A hold whose judge went away without an answer.
 fn unanswered() -> Verdict {
     Verdict::Deny(Denial { rule: "hold".into(), reason: "nobody answered the hold".into() })
-}
-
-/// The first of the held exchanges to be answered; its entry is removed.
-struct Held<'h>(&'h mut Vec<(ExchangeId, oneshot::Receiver<Verdict>)>);
-
-impl Future for Held<'_> {
-    type Output = (ExchangeId, Option<Verdict>);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        for index in 0..self.0.len() {
-            if let Poll::Ready(answer) = Pin::new(&mut self.0[index].1).poll(context) {
-                let (exchange, _) = self.0.swap_remove(index);
-                return Poll::Ready((exchange, answer.ok()));
-            }
-        }
-        Poll::Pending
-    }
 }

@@ -2,6 +2,7 @@
 //! log. Nothing is forwarded that is not in the journal; nothing leaves the journal that is not in the spool.
 //!
 //! * [`recorder`]: [`Recorder`] and [`SessionRecord`], what the proxy holds
+//! * [`batch`], [`fields`]: events of one turn, encoded from what they borrow
 //! * [`start`](mod@start): opening a state folder, and [`Recording`], the handle to what runs
 //! * [`recovery`]: what an earlier life of the agent left in its journals and spool
 //! * [`scribe`]: the thread that seals: from journal to spool, in group commits
@@ -10,8 +11,10 @@
 //! * [`node_log`]: the node's signed chain on disk; [`standing`]: what it says of the agent itself
 //! * [`clock`], [`counters`]
 
+mod batch;
 pub(crate) mod clock;
 mod counters;
+pub(crate) mod fields;
 mod generation;
 mod keyring;
 mod node_log;

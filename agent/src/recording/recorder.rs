@@ -4,12 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
-use weir_proto::seal::events::{DATA_BYTES_MAX, EVENT_BYTES_MAX};
+use weir_proto::seal::events::EVENT_BYTES_MAX;
 use weir_proto::v1::event::Kind;
 use weir_proto::v1::{self, Event};
 use weir_proto::{NodeId, SessionId};
+use weir_protocols::mask::Mark;
 
+use super::batch::{Batch, pieces};
 use super::generation::Moment;
 use super::standing::Standing;
 use super::{Counters, clock};
@@ -127,7 +130,8 @@ impl Recorder {
         .await
         .map_err(|_| RecordError::Full(OPEN_TIMEOUT))??;
         shared.counters.sessions_opened.add(1);
-        Ok(SessionRecord { shared: shared.clone(), journal, session, events: 1, closed: false })
+        let batch = Batch::default();
+        Ok(SessionRecord { shared: shared.clone(), journal, session, batch, events: 1, closed: false })
     }
 
     #[cfg(test)]
@@ -174,6 +178,35 @@ impl Shared {
             self.bell.ring();
         }
         Ok(())
+    }
+
+    /// Appends what a batch holds, as far as there is room. Gives how many events are in the journal now.
+    fn append_batch(
+        &self,
+        journal: usize,
+        session: SessionId,
+        batch: &mut Batch,
+    ) -> (usize, Result<(), Full>) {
+        let journal = &self.journals[journal];
+        let (mut count, mut bytes, mut full) = (0, 0, Ok(()));
+        let mut appending = journal.appending();
+        for part in batch.parts() {
+            let what = Append { session, at_ns: part.at_ns, flags: 0, payload: part.len(), closing: false };
+            full = appending.append(&what, |room| part.copy_to(room));
+            if full.is_err() {
+                break;
+            }
+            count += 1;
+            bytes += part.len() as u64;
+        }
+        drop(appending);
+        batch.done(count);
+        self.counters.recorded_events.add(count as u64);
+        self.counters.recorded_bytes.add(bytes);
+        if journal.used() > journal.capacity() / 2 {
+            self.bell.ring();
+        }
+        (count, full)
     }
 
     /// Where the numbers stand.
@@ -239,6 +272,8 @@ pub(crate) struct SessionRecord {
     shared: Arc<Shared>,
     journal: usize,
     session: SessionId,
+    /// What is not in the journal yet.
+    batch: Batch,
     events: u64,
     closed: bool,
 }
@@ -249,26 +284,41 @@ impl SessionRecord {
         self.session
     }
 
-    /// Records one event: once this returns, a kill of the agent does not lose it. Waits only while the journal is full.
-    /// Long data becomes several events; anything else that is too long leaves a gap.
-    pub(crate) async fn write(&mut self, kind: Kind) -> Result<(), RecordError> {
-        match kind {
-            Kind::Data(data) if data.bytes.len() > DATA_BYTES_MAX => {
-                for piece in pieces(&data) {
-                    self.write_one(Kind::Data(piece)).await?;
-                }
-                Ok(())
-            }
-            kind => self.write_one(kind).await,
+    /// Gathers an event. `write` appends its encoding; one that is too long leaves a gap.
+    pub(crate) fn add(&mut self, at_ns: u64, exchange: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        self.batch.add(at_ns, Bytes::new(), write);
+        self.bound(at_ns, exchange, 0);
+    }
+
+    pub(crate) fn add_event(&mut self, event: &Event) {
+        self.batch.add_event(event);
+        self.bound(event.at_ns, 0, 0);
+    }
+
+    /// Gathers protocol bytes, uncopied. Long data becomes several events.
+    pub(crate) fn add_data(
+        &mut self,
+        at_ns: u64,
+        exchange: u64,
+        direction: v1::Direction,
+        data: &Bytes,
+        marks: &[Mark],
+    ) {
+        for piece in pieces(data, marks) {
+            self.batch.add_data(at_ns, exchange, direction, &piece);
+            self.bound(at_ns, exchange, piece.bytes.len() as u64);
         }
     }
 
-    async fn write_one(&mut self, kind: Kind) -> Result<(), RecordError> {
-        let mut event = Event { at_ns: clock::now().0, kind: Some(kind) };
-        if event.encoded_len() > EVENT_BYTES_MAX {
-            event.kind = event.kind.take().map(|kind| self.too_long(&kind));
-        }
-        if self.try_write(&event).is_ok() {
+    /// So much is gathered that it is to be appended before more is.
+    pub(crate) fn is_full(&self) -> bool {
+        self.batch.is_full()
+    }
+
+    /// Appends what was gathered to the journal: once this returns, a kill of the agent does not lose it. Waits only while the
+    /// journal is full; after an error the rest may be tried again.
+    pub(crate) async fn append(&mut self) -> Result<(), RecordError> {
+        if self.batch.is_empty() || self.try_append().is_ok() {
             return Ok(());
         }
         tokio::time::timeout(WRITE_TIMEOUT, async {
@@ -277,7 +327,7 @@ impl SessionRecord {
                     return Err(RecordError::Stopped);
                 }
                 self.shared.room(self.journal, EVENT_BYTES_MAX).await;
-                if self.try_write(&event).is_ok() {
+                if self.try_append().is_ok() {
                     return Ok(());
                 }
             }
@@ -286,10 +336,41 @@ impl SessionRecord {
         .map_err(|_| RecordError::Full(WRITE_TIMEOUT))?
     }
 
-    fn try_write(&mut self, event: &Event) -> Result<(), Full> {
-        self.shared.append(self.journal, self.session, event, 0)?;
-        self.events += 1;
-        Ok(())
+    fn try_append(&mut self) -> Result<(), Full> {
+        let (count, full) = self.shared.append_batch(self.journal, self.session, &mut self.batch);
+        self.events += count as u64;
+        full
+    }
+
+    /// Something in place of an event that was too long.
+    fn bound(&mut self, at_ns: u64, exchange: u64, bytes: u64) {
+        if self.batch.last_len() <= EVENT_BYTES_MAX {
+            return;
+        }
+        self.batch.take_back();
+        self.shared.counters.events_too_long.add(1);
+        let gap = v1::Gap { reason: "event-too-long".into(), bytes, exchange, ..Default::default() };
+        self.batch.add_event(&Event { at_ns, kind: Some(Kind::Gap(gap)) });
+    }
+
+    /// Gathers one event and appends it; one that could not be appended is lost.
+    #[cfg(test)]
+    pub(crate) async fn write(&mut self, kind: Kind) -> Result<(), RecordError> {
+        let at_ns = clock::now().0;
+        match kind {
+            Kind::Data(data) => self.add_data(at_ns, data.exchange, data.direction(), &data.bytes, &[]),
+            kind => {
+                let event = Event { at_ns, kind: Some(kind) };
+                self.add(at_ns, 4, |out| event.encode(out).unwrap());
+            }
+        }
+        struct Cleared<'r>(&'r mut SessionRecord);
+        impl Drop for Cleared<'_> {
+            fn drop(&mut self) {
+                self.0.batch = Batch::default();
+            }
+        }
+        Cleared(self).0.append().await
     }
 
     /// Returns when everything recorded so far is on the disk.
@@ -316,6 +397,9 @@ impl SessionRecord {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        if !self.batch.is_empty() && self.try_append().is_err() {
+            tracing::error!(session = %self.session, "the last events of a session found no room in the journal");
+        }
         self.events += 1;
         closed.events = self.events;
         let event = Event { at_ns: clock::now().0, kind: Some(Kind::Closed(closed)) };
@@ -329,22 +413,6 @@ impl SessionRecord {
         numbers.open = numbers.open.saturating_sub(1);
         drop(numbers);
         shared.counters.sessions_closed.add(1);
-    }
-
-    fn too_long(&self, kind: &Kind) -> Kind {
-        self.shared.counters.events_too_long.add(1);
-        let exchange = match kind {
-            Kind::Asked(asked) => asked.exchange,
-            Kind::Judged(judged) => judged.exchange,
-            Kind::Data(data) => data.exchange,
-            Kind::Finished(finished) => finished.exchange,
-            Kind::Opened(_) | Kind::Gap(_) | Kind::Closed(_) | Kind::Facts(_) => 0,
-        };
-        let bytes = match kind {
-            Kind::Data(data) => data.bytes.len() as u64,
-            _ => 0,
-        };
-        Kind::Gap(v1::Gap { reason: "event-too-long".into(), bytes, exchange, ..Default::default() })
     }
 }
 
@@ -366,55 +434,5 @@ fn shorten(opened: &mut v1::Opened) {
     }
     if let Some(process) = &mut opened.process {
         process.argv = vec![LEFT_OUT.to_owned()];
-    }
-}
-
-/// Cuts long data into events; each takes the masks that lie in it, a mask across a cut is in both.
-fn pieces(data: &v1::Data) -> impl Iterator<Item = v1::Data> + '_ {
-    (0..data.bytes.len()).step_by(DATA_BYTES_MAX).map(|start| {
-        let end = data.bytes.len().min(start + DATA_BYTES_MAX);
-        let masks = data.masks.iter().filter_map(|mask| {
-            let from = (mask.offset as usize).max(start);
-            let to = (mask.offset as usize).saturating_add(mask.length as usize).min(end);
-            // Both fit: they lie in a piece of at most DATA_BYTES_MAX.
-            (from < to).then(|| v1::Mask {
-                offset: (from - start) as u32,
-                length: (to - from) as u32,
-                rule: mask.rule.clone(),
-            })
-        });
-        v1::Data {
-            exchange: data.exchange,
-            direction: data.direction,
-            bytes: data.bytes.slice(start..end),
-            masks: masks.collect(),
-        }
-    })
-}
-
-#[cfg(test)]
-mod piece_tests {
-    use super::*;
-
-    #[test]
-    fn long_data_is_cut_and_its_masks_move_along() {
-        let bytes: bytes::Bytes = (0..DATA_BYTES_MAX * 2 + 10).map(|i| i as u8).collect();
-        let mask = |offset: usize, length: u32| v1::Mask { offset: offset as u32, length, rule: "r".into() };
-        let data = v1::Data {
-            exchange: 3,
-            direction: 1,
-            bytes: bytes.clone(),
-            masks: vec![mask(5, 4), mask(DATA_BYTES_MAX - 2, 6), mask(DATA_BYTES_MAX * 2 + 1, 3)],
-        };
-        let cut: Vec<_> = pieces(&data).collect();
-        assert_eq!(
-            cut.iter().map(|p| p.bytes.len()).collect::<Vec<_>>(),
-            [DATA_BYTES_MAX, DATA_BYTES_MAX, 10]
-        );
-        assert_eq!(cut.iter().flat_map(|p| p.bytes.clone()).collect::<Vec<_>>(), bytes);
-        assert!(cut.iter().all(|p| p.exchange == 3 && p.direction == 1));
-        assert_eq!(cut[0].masks, [mask(5, 4), mask(DATA_BYTES_MAX - 2, 2)]);
-        assert_eq!(cut[1].masks, [mask(0, 4)]);
-        assert_eq!(cut[2].masks, [mask(1, 3)]);
     }
 }

@@ -1,7 +1,6 @@
 //! The pump between real sockets, with a judge that allows, denies, or holds until the test says so.
 
 use std::io;
-use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -12,7 +11,7 @@ use weir_protocols::{GrantKey, Permit};
 
 use super::super::leg::READ_BYTES_MAX;
 use super::*;
-use crate::policy::{Capture, Rules};
+use crate::policy::Capture;
 use crate::recording::{Mode, Moment, Recorder, Recording, RecordingConfig};
 
 /// A pumped connection seen from outside: the application's socket and the server's.
@@ -209,7 +208,7 @@ async fn small_reads_that_wait_do_not_each_hold_a_buffer() {
     for _ in 0..1000 {
         sender.write_all(b"x").await.unwrap();
         leg.stream.readable().await.unwrap();
-        kept.push(leg.read().unwrap().unwrap());
+        kept.push(poll_fn(|context| leg.read(context)).await.unwrap());
     }
     let allocations: std::collections::BTreeSet<_> =
         kept.iter().map(|slice| slice.as_ptr() as usize / READ_BYTES_MAX).collect();
