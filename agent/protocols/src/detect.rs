@@ -6,6 +6,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::http::recognize as http;
 use crate::kind::Kind;
 use crate::operation::Opacity;
 use crate::seam::{Cause, Conversation, Effect, Effects, Fault, Input, Instant, Side};
@@ -28,9 +29,10 @@ pub enum Recognition {
 type Rule = fn(&[u8]) -> Recognition;
 
 /// Protocols in which the client speaks first, in the order they are tried.
-const CLIENT_FIRST: &[Rule] = &[tls, crate::postgres::recognize];
-/// Protocols in which the server speaks first. None is read yet: MySQL, SSH and the mail protocols belong here.
-const SERVER_FIRST: &[Rule] = &[];
+const CLIENT_FIRST: &[Rule] = &[tls, crate::postgres::recognize, http::request];
+/// Protocols in which the server may speak first: HTTP does, to say that it will not wait. MySQL, SSH and the mail
+/// protocols belong here and are not read yet.
+const SERVER_FIRST: &[Rule] = &[http::response];
 
 /// The first match; else more bytes if any rule wants them.
 fn recognize(rules: &[Rule], bytes: &[u8]) -> Recognition {
@@ -93,16 +95,20 @@ impl Detect {
             Recognition::NeedMore if self.heard[side.index()].len() < DETECT_BYTES_MAX => {
                 self.deadline.get_or_insert(now.after_ms(DETECT_PARTIAL_MS_MAX));
             }
-            Recognition::NeedMore | Recognition::No => self.give_up(out),
+            Recognition::NeedMore => self.too_slow(out),
+            Recognition::No => self.give_up(out),
         }
     }
 
-    /// Half a PostgreSQL startup is followed by a password sooner or later, and opaque bytes are recorded.
+    /// Half a PostgreSQL startup is followed by a password sooner or later, and opaque bytes are recorded. Half a request
+    /// line is taken for HTTP, or whoever stops in the middle of `GET` would pass by every rule about requests.
     fn too_slow(&mut self, out: &mut Effects) {
-        if !self.heard[Side::Client.index()].is_empty()
-            && crate::postgres::recognize(&self.heard[Side::Client.index()]) == Recognition::NeedMore
-        {
+        let client = &self.heard[Side::Client.index()];
+        let may_be = |rule: Rule| !client.is_empty() && rule(client) == Recognition::NeedMore;
+        if may_be(crate::postgres::recognize) {
             self.become_kind(Kind::Postgres, out);
+        } else if may_be(http::request) {
+            self.become_kind(Kind::Http, out);
         } else {
             self.give_up(out);
         }
@@ -151,6 +157,12 @@ impl Conversation for Detect {
     }
 }
 
+/// The entry for fuzzers.
+#[cfg(any(test, feature = "suite"))]
+pub fn fuzz(data: &[u8]) {
+    crate::suite::fuzz(|_| Box::new(Detect::new()), data);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -184,7 +196,9 @@ mod tests {
         let (kind, client, upstream) = becomes(vec![data(Side::Client, HELLO)]).unwrap();
         assert_eq!((kind, &client[..], upstream.is_empty()), (TLS, HELLO, true));
         let (kind, client, _) = becomes(vec![data(Side::Client, b"GET / HTTP/1.1\r\n")]).unwrap();
-        assert_eq!((kind, &client[..]), (UNRECOGNIZED, &b"GET / HTTP/1.1\r\n"[..]));
+        assert_eq!((kind, &client[..]), (Kind::Http, &b"GET / HTTP/1.1\r\n"[..]));
+        let (kind, client, _) = becomes(vec![data(Side::Client, b"EHLO here\r\n")]).unwrap();
+        assert_eq!((kind, &client[..]), (UNRECOGNIZED, &b"EHLO here\r\n"[..]));
         let startup = b"\0\0\0\x17\0\x03\0\0user\0someone\0\0";
         assert_eq!(becomes(vec![data(Side::Client, startup)]).unwrap().0, Kind::Postgres);
     }
@@ -216,6 +230,22 @@ mod tests {
         let half = || data(Side::Client, b"\0\0\0\x17\0");
         assert_eq!(becomes(vec![half(), Input::Tick, Input::Tick]).unwrap().0, Kind::Postgres);
         assert_eq!(becomes(vec![half(), data(Side::Upstream, b"?")]).unwrap().0, Kind::Postgres);
+    }
+
+    #[test]
+    fn half_a_request_line_is_http() {
+        let half = || data(Side::Client, b"GE");
+        assert_eq!(becomes(vec![half(), Input::Tick, Input::Tick]).unwrap().0, Kind::Http);
+        assert_eq!(becomes(vec![half(), data(Side::Upstream, b"?")]).unwrap().0, Kind::Http);
+        let mut long = b"GET http://".to_vec();
+        long.resize(DETECT_BYTES_MAX, b'a');
+        assert_eq!(becomes(vec![Input::Data(Side::Client, long.into())]).unwrap().0, Kind::Http);
+    }
+
+    #[test]
+    fn a_server_that_does_not_wait_is_http() {
+        let (kind, _, upstream) = becomes(vec![data(Side::Upstream, b"HTTP/1.1 408 Too Slow\r\n")]).unwrap();
+        assert_eq!((kind, &upstream[..]), (Kind::Http, &b"HTTP/1.1 408 Too Slow\r\n"[..]));
     }
 
     #[test]

@@ -8,6 +8,9 @@ use crate::seam::Conversation;
 pub enum Kind {
     Opaque(Opacity),
     Postgres,
+    Http,
+    /// Not known: found out by what both sides say, as at the beginning of a connection.
+    Detect,
 }
 
 impl Kind {
@@ -16,6 +19,8 @@ impl Kind {
         match self {
             Kind::Opaque(reason) => Box::new(crate::opaque::Opaque::new(reason, start)),
             Kind::Postgres => Box::new(crate::postgres::Postgres::new(start)),
+            Kind::Http => Box::new(crate::http::Http1::new(start)),
+            Kind::Detect => Box::new(crate::detect::Detect::new()),
         }
     }
 
@@ -23,6 +28,8 @@ impl Kind {
         match self {
             Kind::Opaque(_) => "opaque",
             Kind::Postgres => "postgres",
+            Kind::Http => "http",
+            Kind::Detect => "detect",
         }
     }
 }

@@ -9,13 +9,16 @@
 //! * [`note`]: what is recorded; carries only [`Masked`](mask::Masked)
 //! * [`mask`]: the only maker of `Masked`; the data file of what authenticates
 //! * [`kind`]: the list of protocols
+//! * `coding`: content codings, for reading only
 //! * [`detect`]: who speaks first, and what
-//! * [`opaque`], [`postgres`]: the conversations
+//! * [`opaque`], [`postgres`], [`http`]: the conversations
 //! * [`reader`]: bytes into frames, for every protocol that has some
 //! * [`view`]: rendering of recorded bytes for people
 //! * `suite` (a feature): the properties that every conversation has
 
+pub(crate) mod coding;
 pub mod detect;
+pub mod http;
 pub mod kind;
 pub mod mask;
 pub mod note;

@@ -28,6 +28,8 @@ pub enum Opacity {
     Tls,
     /// The session turned to GSSAPI encryption.
     Gss,
+    /// HTTP/2 without TLS: its heads are compressed, so nothing of it can be masked.
+    Http2,
     /// A known protocol stopped making sense.
     Unparsed,
     /// Unix-style streaming replication or another mode that has no exchanges.
@@ -41,6 +43,7 @@ impl Opacity {
             Opacity::Unrecognized => "opaque",
             Opacity::Tls => "tls",
             Opacity::Gss => "gss",
+            Opacity::Http2 => "http2",
             Opacity::Unparsed => "unparsed",
             Opacity::Streaming => "streaming",
         }

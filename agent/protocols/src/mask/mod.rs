@@ -5,9 +5,14 @@
 
 mod anchors;
 mod argv;
+mod coded;
+mod form;
 mod frame;
 mod gap;
+mod head;
 mod look_back;
+mod message;
+mod multipart;
 mod names;
 mod plan;
 mod scan;
@@ -16,6 +21,7 @@ mod userinfo;
 mod value;
 mod view;
 
+pub(crate) use message::{Content, MessageMask};
 pub use plan::{MaskPlan, Syntax};
 pub use stream::StreamMask;
 
@@ -40,6 +46,10 @@ impl Masked {
     /// Our own words: protocol names, reasons, numbers.
     pub const fn word(word: &'static str) -> Self {
         Self { bytes: Bytes::from_static(word.as_bytes()), marks: Vec::new() }
+    }
+
+    pub fn number(number: u16) -> Self {
+        Self { bytes: Bytes::from(number.to_string()), marks: Vec::new() }
     }
 
     pub fn bytes(&self) -> &Bytes {

@@ -21,6 +21,7 @@ pub(super) struct Secrets {
     pub(super) prefixes: AhoCorasick,
     pub(super) prefix_bytes_max: usize,
     pub(super) argv: Argv,
+    bodies: Vec<BodyEntry>,
     names: Vec<Name>,
     /// By the last two bytes, whether a name ends with them: rejects most separators at once.
     last_pairs: Vec<bool>,
@@ -128,6 +129,7 @@ pub(super) enum ShortValue {
 struct File {
     keyword: Vec<Keyword>,
     key: Vec<KeyEntry>,
+    body: Vec<BodyEntry>,
     token: Vec<TokenEntry>,
     argv: Argv,
 }
@@ -144,6 +146,19 @@ struct KeyEntry {
     fields: Vec<String>,
     #[serde(default)]
     headers: Vec<String>,
+}
+
+/// Bodies of HTTP that are not recorded.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BodyEntry {
+    rule: String,
+    #[serde(default)]
+    hosts: Vec<String>,
+    #[serde(default)]
+    paths: Vec<String>,
+    #[serde(default)]
+    last: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -178,6 +193,7 @@ impl Secrets {
             prefixes,
             prefix_bytes_max,
             argv: file.argv,
+            bodies: file.body,
             names,
             last_pairs,
         }
@@ -190,6 +206,20 @@ impl Secrets {
             keyword.rest.is_empty() && name.windows(stem.len()).any(|part| part.eq_ignore_ascii_case(stem))
         };
         self.name(name, false).is_some() || self.keywords.iter().any(has_stem)
+    }
+
+    /// The rule by which the bodies of a request for this path of this host (in lower case) are withheld.
+    pub(super) fn withheld_body(&self, host: &[u8], path: &[u8]) -> Option<&str> {
+        let is = |known: &String, text: &[u8]| text.eq_ignore_ascii_case(known.as_bytes());
+        let last = path.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
+        let entry = self.bodies.iter().find(|entry| {
+            entry.hosts.iter().any(|known| is(known, host))
+                || entry.last.iter().any(|known| is(known, last))
+                || entry.paths.iter().any(|known| {
+                    path.len() >= known.len() && path.windows(known.len()).any(|part| is(known, part))
+                })
+        });
+        entry.map(|entry| entry.rule.as_str())
     }
 
     /// Cheap and generous.

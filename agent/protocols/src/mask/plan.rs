@@ -71,6 +71,32 @@ impl MaskPlan {
         StreamMask::new(Scanner::new(syntax))
     }
 
+    /// Why the bodies of a request for this path of this host (in lower case) are not to be recorded, if so.
+    pub(crate) fn withheld_body(&self, host: &[u8], path: &[u8]) -> Option<&'static str> {
+        super::names::SECRETS.withheld_body(host, path)
+    }
+
+    /// The beginning of a message of HTTP whose head is not sound.
+    pub(crate) fn unsound_head(&self, bytes: &Bytes) -> Masked {
+        let mut hits = Vec::new();
+        Scanner::new(Syntax::Bytes).scan(bytes, true, &mut hits);
+        super::head::unsound_hits(bytes, &mut hits);
+        super::message::tidy(&mut hits);
+        masked(bytes.clone(), &hits)
+    }
+
+    /// A URL, or the target of a request, also as what its escapes mean.
+    pub(crate) fn url(&self, url: &Bytes) -> Masked {
+        if !may_hold_secret(url) && memchr::memchr(b'%', url).is_none() {
+            return Masked { bytes: url.clone(), marks: Vec::new() };
+        }
+        let mut hits = Vec::new();
+        Scanner::new(Syntax::Bytes).scan(url, true, &mut hits);
+        super::form::decoded_hits(url, &mut hits);
+        super::message::tidy(&mut hits);
+        masked(url.clone(), &hits)
+    }
+
     /// The arguments of a process, the program first. A masked argument keeps its length.
     pub fn argv(&self, argv: &[String]) -> Vec<String> {
         super::argv::masked(argv)

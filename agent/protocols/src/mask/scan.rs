@@ -77,7 +77,9 @@ impl Scanner {
                 Progress::Wait(decided, state) => {
                     let decided = if last { buffer.len() } else { decided };
                     self.state = state;
-                    self.behind.keep(&buffer[..decided]);
+                    if !last {
+                        self.behind.keep(&buffer[..decided]);
+                    }
                     return decided;
                 }
             }

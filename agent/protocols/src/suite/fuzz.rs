@@ -37,5 +37,9 @@ pub fn fuzz(start: fn(Start) -> Box<dyn Conversation>, data: &[u8]) {
 }
 
 fn by_length(operation: &Operation) -> bool {
-    matches!(operation, Operation::Sql(sql) if sql.text.len() % 2 == 1)
+    match operation {
+        Operation::Sql(sql) => sql.text.len() % 2 == 1,
+        Operation::Http(http) => http.path.len() % 2 == 1,
+        Operation::Connect { .. } | Operation::Opaque { .. } => false,
+    }
 }

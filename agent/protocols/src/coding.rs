@@ -1,0 +1,249 @@
+//! Content codings of HTTP (RFC 9110, 8.4.1), decoded as the bytes come. Only for eyes: what is forwarded is never touched.
+//!
+//! Coded bytes come from peers, so a decoder gives out no more than it is allowed to, however small its input is.
+
+use std::io::{self, Write};
+
+/// Largest window that a zstd frame may ask for, as a power of two: 8 MiB, what RFC 9659 allows.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Where brotli puts what it decodes before it hands it on, bytes.
+const BROTLI_BUFFER_BYTES: usize = 4 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coding {
+    Gzip,
+    Deflate,
+    Brotli,
+    Zstd,
+}
+
+/// A coding, or several, that nobody here can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnknownCoding;
+
+impl Coding {
+    /// Of the value of a Content-Encoding field; `None` for no coding at all.
+    pub(crate) fn of(value: &[u8]) -> Result<Option<Self>, UnknownCoding> {
+        match value.trim_ascii().to_ascii_lowercase().as_slice() {
+            b"" | b"identity" => Ok(None),
+            b"gzip" | b"x-gzip" => Ok(Some(Self::Gzip)),
+            b"deflate" => Ok(Some(Self::Deflate)),
+            b"br" => Ok(Some(Self::Brotli)),
+            b"zstd" => Ok(Some(Self::Zstd)),
+            _ => Err(UnknownCoding),
+        }
+    }
+}
+
+/// Why decoding stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("the coded body cannot be read")]
+pub(crate) struct DecodeError(#[source] io::Error);
+
+/// Reads one coded body.
+pub(crate) struct Decoder(Inner);
+
+enum Inner {
+    Gzip(Box<flate2::write::MultiGzDecoder<Sink>>),
+    /// "deflate" is zlib's format, but some peers send it bare: the first two bytes tell.
+    Deflate(Vec<u8>),
+    Zlib(Box<flate2::write::ZlibDecoder<Sink>>),
+    Bare(Box<flate2::write::DeflateDecoder<Sink>>),
+    Brotli(Box<brotli_decompressor::DecompressorWriter<Sink>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Sink>>),
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    pub(crate) fn new(coding: Coding) -> Result<Self, DecodeError> {
+        let sink = Sink::default();
+        Ok(Self(match coding {
+            Coding::Gzip => Inner::Gzip(Box::new(flate2::write::MultiGzDecoder::new(sink))),
+            Coding::Deflate => Inner::Deflate(Vec::new()),
+            Coding::Brotli => {
+                let decoder = brotli_decompressor::DecompressorWriter::new(sink, BROTLI_BUFFER_BYTES);
+                Inner::Brotli(Box::new(decoder))
+            }
+            Coding::Zstd => {
+                let mut decoder = zstd::stream::write::Decoder::new(sink).map_err(DecodeError)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(DecodeError)?;
+                Inner::Zstd(Box::new(decoder))
+            }
+        }))
+    }
+
+    /// Adds what these bytes decode to, at most `room` bytes. After an error nothing more can be decoded; what was decoded
+    /// before it is in `decoded`.
+    pub(crate) fn push(
+        &mut self,
+        coded: &[u8],
+        room: usize,
+        decoded: &mut Vec<u8>,
+    ) -> Result<(), DecodeError> {
+        if let Inner::Deflate(first) = &mut self.0 {
+            first.extend_from_slice(coded);
+            let [one, two, ..] = first[..] else { return Ok(()) };
+            let coded = std::mem::take(first);
+            let is_zlib = one & 0x0f == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
+            self.0 = if is_zlib {
+                Inner::Zlib(Box::new(flate2::write::ZlibDecoder::new(Sink::default())))
+            } else {
+                Inner::Bare(Box::new(flate2::write::DeflateDecoder::new(Sink::default())))
+            };
+            return self.push(&coded, room, decoded);
+        }
+        self.sink(|sink| *sink = Sink { decoded: std::mem::take(decoded), room });
+        let written = self.write(coded);
+        self.sink(|sink| *decoded = std::mem::take(&mut sink.decoded));
+        written.map_err(DecodeError)
+    }
+
+    fn write(&mut self, coded: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Inner::Gzip(decoder) => write(decoder, coded),
+            Inner::Zlib(decoder) => write(decoder, coded),
+            Inner::Bare(decoder) => write(decoder, coded),
+            Inner::Brotli(decoder) => write(decoder, coded),
+            Inner::Zstd(decoder) => write(decoder, coded),
+            Inner::Deflate(_) => Ok(()),
+        }
+    }
+
+    fn sink(&mut self, change: impl FnOnce(&mut Sink)) {
+        match &mut self.0 {
+            Inner::Gzip(decoder) => change(decoder.get_mut()),
+            Inner::Zlib(decoder) => change(decoder.get_mut()),
+            Inner::Bare(decoder) => change(decoder.get_mut()),
+            Inner::Brotli(decoder) => change(decoder.get_mut()),
+            Inner::Zstd(decoder) => change(decoder.get_mut()),
+            Inner::Deflate(_) => {}
+        }
+    }
+}
+
+/// Flushed, so that what a reader could see by now is seen.
+fn write(decoder: &mut impl Write, coded: &[u8]) -> io::Result<()> {
+    decoder.write_all(coded)?;
+    decoder.flush()
+}
+
+/// Takes what is decoded, up to its room.
+#[derive(Debug, Default)]
+struct Sink {
+    decoded: Vec<u8>,
+    room: usize,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.room);
+        self.decoded.extend_from_slice(&bytes[..taken]);
+        self.room -= taken;
+        if taken < bytes.len() {
+            return Err(io::Error::other("it grows too large"));
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn bare(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// One meta-block that holds its 26 bytes as they are (RFC 7932, 9.2).
+    const BROTLI: &[u8] = b"\x8b\x0c\x80hello hello hello, brotli\n\x03";
+
+    fn decode(coding: Coding, coded: &[u8], cut: usize, room: usize) -> (Vec<u8>, bool) {
+        let mut decoder = Decoder::new(coding).unwrap();
+        let mut decoded = Vec::new();
+        for part in coded.chunks(cut) {
+            let room = room - decoded.len();
+            if decoder.push(part, room, &mut decoded).is_err() {
+                return (decoded, false);
+            }
+        }
+        (decoded, true)
+    }
+
+    #[test]
+    fn every_coding_is_read_however_it_is_cut() {
+        let plain = b"some words, some words, and some more words".repeat(50);
+        let coded = [
+            (Coding::Gzip, gzip(&plain)),
+            (Coding::Deflate, zlib(&plain)),
+            (Coding::Deflate, bare(&plain)),
+            (Coding::Zstd, zstd::encode_all(&plain[..], 3).unwrap()),
+        ];
+        for (coding, coded) in coded {
+            for cut in [1, 7, coded.len()] {
+                let (decoded, sound) = decode(coding, &coded, cut, 1 << 20);
+                assert!(sound && decoded == plain, "{coding:?} in parts of {cut}");
+            }
+        }
+        for cut in [1, 5, BROTLI.len()] {
+            let (decoded, sound) = decode(Coding::Brotli, BROTLI, cut, 1 << 20);
+            assert_eq!(
+                (decoded.escape_ascii().to_string().as_str(), sound),
+                ("hello hello hello, brotli\\n", true)
+            );
+        }
+    }
+
+    #[test]
+    fn a_bomb_gives_no_more_than_there_is_room_for() {
+        let zeros = vec![0; 50_000_000];
+        for (coding, coded) in
+            [(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd::encode_all(&zeros[..], 19).unwrap())]
+        {
+            let (decoded, sound) = decode(coding, &coded, coded.len(), 100_000);
+            assert!(!sound && decoded.len() == 100_000, "{coding:?}: {}", decoded.len());
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_gives_what_came_before() {
+        let plain = (0..9000).flat_map(|n| format!("{}, ", n * n % 7919).into_bytes()).collect::<Vec<_>>();
+        for (coding, mut coded) in [(Coding::Gzip, gzip(&plain)), (Coding::Deflate, zlib(&plain))] {
+            let middle = coded.len() / 2;
+            coded[middle..].fill(b'*');
+            let (decoded, _) = decode(coding, &coded, 1, 1 << 20);
+            assert!(plain.starts_with(&decoded[..10_000]), "{coding:?}");
+        }
+        assert!(!decode(Coding::Zstd, b"****************", 16, 100).1);
+        assert!(!decode(Coding::Brotli, b"****************", 16, 100).1);
+    }
+
+    #[test]
+    fn names_of_codings() {
+        assert_eq!(Coding::of(b" GZip "), Ok(Some(Coding::Gzip)));
+        assert_eq!(Coding::of(b"identity"), Ok(None));
+        assert_eq!(Coding::of(b"gzip, br"), Err(UnknownCoding));
+    }
+}

@@ -1,0 +1,101 @@
+//! Whether first bytes are HTTP/1's.
+
+use crate::detect::Recognition;
+use crate::kind::Kind;
+use crate::operation::Opacity;
+
+/// Longest method of a request that is recognized, bytes.
+const METHOD_BYTES_MAX: usize = 32;
+/// Before a path these are enough: what else begins like this is not worth the wait.
+const METHODS: [&[u8]; 9] =
+    [b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"PROPFIND"];
+/// What an HTTP/2 client begins with (RFC 9113, 3.4), up to where it is no HTTP/1.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// A client's first bytes: `METHOD /`, or a request line up to its `HTTP/1.`.
+pub(crate) fn request(bytes: &[u8]) -> Recognition {
+    if bytes.starts_with(HTTP2_PREFACE) {
+        return Recognition::Match(Kind::Opaque(Opacity::Http2));
+    }
+    if HTTP2_PREFACE.starts_with(bytes) {
+        return Recognition::NeedMore;
+    }
+    // An empty line may stand before a request (RFC 9112, 2.2).
+    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    if line.is_empty() || line == b"\r" {
+        return Recognition::NeedMore;
+    }
+    let method_end = line.iter().position(|byte| !is_method(*byte)).unwrap_or(line.len());
+    if method_end > METHOD_BYTES_MAX {
+        return Recognition::No;
+    }
+    let (method, rest) = line.split_at(method_end);
+    let target = match rest {
+        [] => return Recognition::NeedMore,
+        [b' ', target @ ..] if !method.is_empty() => target,
+        _ => return Recognition::No,
+    };
+    if target.starts_with(b"/") && METHODS.contains(&method) {
+        return Recognition::Match(Kind::Http);
+    }
+    let target_end = target.iter().position(|byte| *byte <= b' ' || *byte == 0x7f).unwrap_or(target.len());
+    match &target[target_end..] {
+        [] => Recognition::NeedMore,
+        [b' ', version @ ..] if target_end > 0 => begins(version, b"HTTP/1."),
+        _ => Recognition::No,
+    }
+}
+
+/// A server that speaks first, to say that it will not wait any longer.
+pub(crate) fn response(bytes: &[u8]) -> Recognition {
+    begins(bytes, b"HTTP/1.")
+}
+
+fn begins(bytes: &[u8], expected: &[u8]) -> Recognition {
+    if bytes.starts_with(expected) {
+        Recognition::Match(Kind::Http)
+    } else if expected.starts_with(bytes) {
+        Recognition::NeedMore
+    } else {
+        Recognition::No
+    }
+}
+
+/// Servers take some methods in lower case, so a rule must see those, too.
+fn is_method(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'-' || byte == b'_'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_lines_and_nothing_else() {
+        let http = Recognition::Match(Kind::Http);
+        for (bytes, expected) in [
+            (&b"GET /"[..], http),
+            (b"\r\nGET /", http),
+            (b"G", Recognition::NeedMore),
+            (b"GET", Recognition::NeedMore),
+            (b"get /", Recognition::NeedMore),
+            (b"get / HTTP/1.", http),
+            (b"FOO http://a/b HTTP/1.1", http),
+            (b"CONNECT db:5432 HTTP/1.0\r\n", http),
+            (b"CONNECT db:5432 HTTP", Recognition::NeedMore),
+            (b"OPTIONS * RTSP/1.0", Recognition::No),
+            (b"INVITE sip:a SIP/2.0", Recognition::No),
+            (b"get key\r\n", Recognition::No),
+            (b"set key 0 0 5\r\n", Recognition::No),
+            (b"SSH-2.0-x\r\n", Recognition::No),
+            (b"PRI * HTTP/2", Recognition::NeedMore),
+            (b"PRI * HTTP/2.0\r\n", Recognition::Match(Kind::Opaque(Opacity::Http2))),
+            (b" /", Recognition::No),
+            (b"\x16\x03", Recognition::No),
+            (b"\n", Recognition::No),
+        ] {
+            assert_eq!(request(bytes), expected, "{}", bytes.escape_ascii());
+        }
+        assert_eq!(request(&[b'A'; 33]), Recognition::No);
+    }
+}
