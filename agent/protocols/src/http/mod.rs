@@ -12,13 +12,14 @@
 //!
 //! * `message`: what heads say; `target`: where a request goes; `verb`: methods as words
 //! * `exchange`: one exchange; `answer`: what we answer in the server's place
-//! * `recognize`: whether first bytes are HTTP's; `page`: recorded exchanges for people and for search
+//! * `recognize`: whether first bytes are HTTP's; `rendering`: recorded exchanges for people and for search
 
 mod answer;
 mod exchange;
 mod h1;
 mod message;
 pub(crate) mod recognize;
+pub(crate) mod rendering;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -49,6 +49,7 @@ impl CodedScan {
 
     /// As [`Scanner::scan`].
     pub(super) fn scan(&mut self, coded: &[u8], last: bool, hits: &mut Vec<Hit>) -> usize {
+        let mut decided = 0;
         while !self.withheld {
             let rest = &coded[self.fed.min(coded.len())..];
             let block = match rest.len() {
@@ -61,14 +62,19 @@ impl CodedScan {
                 break;
             }
             self.withheld = self.block(block);
+            if !self.withheld {
+                decided = self.decided(decided);
+            }
         }
         if self.withheld {
-            if !coded.is_empty() {
-                hits.push((0..coded.len(), "coded"));
+            if decided < coded.len() {
+                hits.push((decided..coded.len(), "coded"));
             }
             return coded.len();
         }
-        let decided = if last { coded.len() } else { self.decided() };
+        if last {
+            return coded.len();
+        }
         self.fed -= decided.min(self.fed);
         for (end, _) in &mut self.blocks {
             *end -= decided;
@@ -96,10 +102,9 @@ impl CodedScan {
         !found.is_empty()
     }
 
-    /// Up to the end of the last block whose text is decided.
-    fn decided(&mut self) -> usize {
+    /// Up to the end of the last block whose text is decided; `decided` so far.
+    fn decided(&mut self, mut decided: usize) -> usize {
         let text_decided = self.decoded_bytes - self.text.len() as u64;
-        let mut decided = 0;
         while let Some((end, text_end)) = self.blocks.front().copied() {
             if text_end > text_decided {
                 break;

@@ -55,6 +55,7 @@ pub fn render(
     let mut page = Page::default();
     match protocol {
         "postgres" => crate::postgres::rows::render(columns, pieces, &mut page),
+        "http" => crate::http::rendering::render(pieces, &mut page),
         _ => pieces.for_each(|piece| page.bytes(piece.from, &piece.bytes)),
     }
     page.lines()
@@ -73,8 +74,10 @@ pub const BODY_TEXT_BYTES_MAX: usize = 16 * 1024;
 /// The text in the bodies of one exchange of a session of this protocol. Empty where bodies are no text, and for protocols
 /// whose texts are all in the operation (PostgreSQL). Pieces come in the order they were recorded, as for [`render`].
 pub fn body_text(protocol: &str, pieces: impl Iterator<Item = Piece>) -> BodyText {
-    let (_, _) = (protocol, pieces);
-    BodyText::default()
+    match protocol {
+        "http" => crate::http::rendering::body_text(pieces),
+        _ => BodyText::default(),
+    }
 }
 
 /// Lines within the limits. What does not fit is counted.

@@ -156,6 +156,12 @@ pub(crate) struct Asked {
     pub switch: Option<Switch>,
 }
 
+impl Asked {
+    pub(crate) fn of(head: &RequestHead) -> Self {
+        Self { is_head: &head.operation.method[..] == b"HEAD", switch: head.switch }
+    }
+}
+
 /// A whole trailer section with the empty line that ends it.
 pub(crate) fn trailers(section: &[u8]) -> Result<(), Malformed> {
     let mut room = [httparse::EMPTY_HEADER; TRAILERS_MAX];

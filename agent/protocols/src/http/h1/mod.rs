@@ -11,14 +11,14 @@ mod release;
 mod request;
 mod response;
 
+pub(super) use body::{BodyReader, Step};
 pub use body::{CHUNK_LINE_BYTES_MAX, TRAILER_BYTES_MAX};
+pub(super) use head::{Asked, HeadEnd, request as request_head, response as response_head};
 pub use head::{HEAD_BYTES_MAX, HEADERS_MAX};
 
 use std::collections::VecDeque;
 
-use self::body::BodyReader;
 use self::feed::Feed;
-use self::head::Asked;
 use self::open::{Open, Standing};
 use crate::kind::{Kind, Start};
 use crate::mask::MaskPlan;
@@ -256,6 +256,11 @@ impl Http1 {
         if upstream {
             self.late_response(now, out);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held + self.client.buffered() + self.upstream.buffered()
     }
 
     fn is_full(&self) -> bool {

@@ -53,7 +53,7 @@ impl Open {
         Self {
             exchange,
             standing: Standing::Asked,
-            asked: Asked { is_head: &head.operation.method[..] == b"HEAD", switch: head.switch },
+            asked: Asked::of(head),
             held: VecDeque::new(),
             head_sent: false,
             is_whole: false,

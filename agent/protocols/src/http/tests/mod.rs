@@ -5,6 +5,7 @@ mod denial;
 mod keep_alive;
 mod limits;
 mod playbook;
+mod rendering;
 mod secrets;
 mod server;
 mod smuggling;

@@ -177,6 +177,16 @@ impl Playbook {
         mine.flat_map(|(_, _, bytes)| bytes.to_vec()).map(char::from).collect()
     }
 
+    /// Of what the server said.
+    pub(super) fn recorded_bytes(&self) -> usize {
+        self.data.iter().filter(|(_, from, _)| *from == Side::Upstream).map(|(.., bytes)| bytes.len()).sum()
+    }
+
+    /// What the conversation keeps of both sides.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.conversation.held_bytes()
+    }
+
     /// Of an exchange's request and of its answer.
     pub(super) fn pieces(&self, exchange: u64) -> Vec<crate::view::Piece> {
         let mine = self.data.iter().filter(|(id, ..)| *id == exchange);
