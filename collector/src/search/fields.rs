@@ -68,12 +68,8 @@ pub const FIELDS: &[Entry] = &[
     entry(Field::Status, &["status"], "STATUS", "how it was answered: 404, 4xx, >=500, 42P01"),
     entry(Field::Outcome, &["outcome"], "WORD", "ok, error, denied, withdrawn, aborted, running"),
     entry(Field::Would, &["would"], "deny", "an observing rule would have denied it"),
-    entry(
-        Field::User,
-        &["user", "principal"],
-        "NAME",
-        "who: the run's principal, or the user it logged in as",
-    ),
+    entry(Field::User, &["user"], "NAME", "who: the run's principal, or the user it logged in as"),
+    entry(Field::Principal, &["principal"], "NAME", "the run's principal, in its own case"),
     entry(Field::Path, &["path"], "PATH", "path of the URL, without the query string"),
     entry(Field::Database, &["database", "db"], "NAME", "the database it was connected to"),
     entry(Field::Text, &["text"], "WORDS", "words in the statement, the URL, or parameters only"),
@@ -142,6 +138,17 @@ mod tests {
         assert_eq!(nearest("usr"), Some("user"));
         assert_eq!(nearest("zzzzzz"), None);
         assert_eq!(nearest(&"x".repeat(4000)), None);
+    }
+
+    #[test]
+    fn the_documentation_has_every_field() {
+        let page = include_str!("../../../docs/operating/search.md");
+        for entry in FIELDS {
+            for name in entry.names {
+                let shown = if *name == "label" { "`label.KEY:`".to_owned() } else { format!("`{name}:`") };
+                assert!(page.contains(&shown), "docs/operating/search.md says nothing of {shown}");
+            }
+        }
     }
 
     #[test]

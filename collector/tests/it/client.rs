@@ -11,7 +11,7 @@ use crate::agent::{Agent, event, finished};
 use crate::collector::Collector;
 
 /// Runs `weir` with a configuration folder of its own.
-async fn weir(home: &Path, arguments: &[&str]) -> Output {
+pub(crate) async fn weir(home: &Path, arguments: &[&str]) -> Output {
     tokio::process::Command::new(env!("CARGO_BIN_EXE_weir"))
         .args(arguments)
         .env("WEIR_CONFIG_DIR", home)
@@ -21,7 +21,7 @@ async fn weir(home: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-async fn said(home: &Path, arguments: &[&str]) -> String {
+pub(crate) async fn said(home: &Path, arguments: &[&str]) -> String {
     let output = weir(home, arguments).await;
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{arguments:?}: {err}");

@@ -11,6 +11,7 @@ mod crash;
 mod enrolment;
 mod ingest;
 mod keeping;
+mod search;
 mod standalone;
 mod text;
 mod verification;
