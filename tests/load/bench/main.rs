@@ -4,25 +4,32 @@
 //! * [`ground`]: servers and clients, with and without Weir the same; [`load`]: running one load
 //! * [`weir`]: the programs in between, and whether the recording is whole; [`cgroup`]: processor time and memory
 //! * [`rounds`]: direct and Weir in turn; [`report`]: the table and the verdict
+//! * [`connections`]: many at once, most of them idle; [`soak`]: steady work for a long time, and a collector that goes away
 
 mod cgroup;
+mod connections;
 mod ground;
 mod load;
 mod report;
 mod rounds;
 mod scenarios;
+mod soak;
 mod weir;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::Value;
 
+use crate::connections::Connections;
 use crate::ground::Ground;
 use crate::report::Report;
 use crate::rounds::Plan;
 use crate::scenarios::{SCENARIOS, Scenario};
+use crate::soak::Soak;
 use crate::weir::Setting;
 
 /// Short, to see that everything works: the figures say little.
@@ -30,10 +37,25 @@ const QUICK: (u32, f64) = (1, 1.0);
 const USUAL: (u32, f64) = (5, 3.0);
 
 #[derive(Parser)]
-#[command(name = "cargo xtask bench", about = "What recording costs", max_term_width = 100)]
+#[command(
+    name = "cargo xtask bench",
+    about = "What recording costs",
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
 struct Flags {
     #[command(flatten)]
     compare: Compare,
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+#[derive(Subcommand)]
+enum Other {
+    /// Many connections at once, most of them idle
+    Connections(Connections),
+    /// Steady work for a long time, without a collector in the middle of it
+    Soak(Soak),
 }
 
 #[derive(Args)]
@@ -65,13 +87,41 @@ struct Compare {
 }
 
 fn main() -> ExitCode {
-    match compare(&Flags::parse().compare) {
+    match run(&Flags::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(flags: &Flags) -> anyhow::Result<ExitCode> {
+    // Clients and servers inherit it.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    match &flags.other {
+        None => compare(&flags.compare),
+        Some(Other::Connections(flags)) => {
+            Ok(told(connections::measure(flags)?, flags.json, connections::table))
+        }
+        Some(Other::Soak(flags)) => Ok(told(soak::measure(flags)?, flags.json, soak::table)),
+    }
+}
+
+/// What was found, and what is wrong with it.
+fn told((found, wrong): (Value, Vec<String>), json: bool, table: impl FnOnce(&Value) -> String) -> ExitCode {
+    if json {
+        println!("{found}");
+    } else {
+        print!("{}", table(&found));
+        let all = if wrong.is_empty() { "  everything holds\n" } else { "" };
+        print!("\n== summary\n{all}");
+    }
+    for wrong in &wrong {
+        eprintln!("  WRONG  {wrong}");
+    }
+    if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn compare(flags: &Compare) -> anyhow::Result<ExitCode> {

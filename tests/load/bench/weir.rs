@@ -41,6 +41,12 @@ pub(crate) struct Expected {
     pub(crate) bytes_min: u64,
 }
 
+impl Expected {
+    pub(crate) fn exchanges(label: &str, sessions: u64, exchanges: u64) -> Self {
+        Self { label: label.to_owned(), sessions, exchanges: Some(exchanges), bytes_min: 0 }
+    }
+}
+
 pub(crate) struct Weir {
     pub(crate) setting: Setting,
     agent: Agent,
@@ -114,6 +120,29 @@ impl Weir {
 
     pub(crate) fn agent_pid(&self) -> anyhow::Result<u32> {
         self.agent.pid()
+    }
+
+    pub(crate) fn collector_pid(&self) -> anyhow::Result<u32> {
+        self.collector.pid()
+    }
+
+    /// As when its machine is lost.
+    pub(crate) fn take_collector_away(&mut self) -> anyhow::Result<()> {
+        self.collector.stop(Signal::SIGKILL)
+    }
+
+    pub(crate) fn bring_collector_back(&mut self) -> anyhow::Result<()> {
+        self.collector.resume()?;
+        self.collector_group.take(self.collector.pid()?)
+    }
+
+    pub(crate) fn status(&self) -> anyhow::Result<Value> {
+        self.agent.status()
+    }
+
+    /// The watchdog's time begins anew.
+    pub(crate) fn rearm(&mut self) -> anyhow::Result<()> {
+        self.site.rearm()
     }
 
     pub(crate) fn expect(&mut self, expected: Expected) {

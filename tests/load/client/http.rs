@@ -9,37 +9,52 @@ use anyhow::{Context as _, bail};
 use crate::tally::Clock;
 
 /// A response's head, and what is read of its body at once, bytes.
-const BUFFER_BYTES: usize = 128 * 1024;
+pub(crate) const BUFFER_BYTES: usize = 128 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Request {
     to: SocketAddr,
     bytes: Vec<u8>,
     close: bool,
+    /// Between an answer and the next request of the same connection.
+    pause: Duration,
 }
 
 impl Request {
-    pub(crate) fn new(to: SocketAddr, path: &str, close: bool) -> Self {
+    pub(crate) fn new(to: SocketAddr, path: &str, close: bool, pause: Duration) -> Self {
         let closing = if close { "Connection: close\r\n" } else { "" };
         let text = format!(
             "GET {path} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: weir-load\r\nAccept: */*\r\n{closing}\r\n"
         );
-        Self { to, bytes: text.into_bytes(), close }
+        Self { to, bytes: text.into_bytes(), close, pause }
+    }
+
+    pub(crate) fn connect(&self) -> anyhow::Result<TcpStream> {
+        let stream = TcpStream::connect(self.to).context("connecting")?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
+        Ok(stream)
+    }
+
+    /// Once there and back; gives the size of the answer's body.
+    pub(crate) fn ask(&self, stream: &mut TcpStream, buffer: &mut [u8]) -> anyhow::Result<u64> {
+        stream.write_all(&self.bytes).context("asking")?;
+        answer(stream, buffer)
     }
 }
 
 /// One connection, from its opening to the end of the time.
 pub(crate) fn session(request: &Request, clock: &mut Clock) -> anyhow::Result<()> {
     let mut start = Instant::now();
-    let mut stream = TcpStream::connect(request.to).context("connecting")?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(READ_TIMEOUT))?;
+    let mut stream = request.connect()?;
     clock.connected();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        stream.write_all(&request.bytes).context("asking")?;
-        let bytes = answer(&mut stream, &mut buffer)?;
+        let bytes = request.ask(&mut stream, &mut buffer)?;
         clock.done(start, bytes);
+        if !request.pause.is_zero() {
+            std::thread::sleep(request.pause);
+        }
         if request.close || clock.is_over() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! what was recorded. Prints one JSON object.
 
 mod http;
+mod idle;
 mod raw;
 mod tally;
 
@@ -32,6 +33,16 @@ enum Load {
         /// A new connection for every request
         #[arg(long)]
         close: bool,
+        /// How long each connection rests after an answer, milliseconds
+        #[arg(long, default_value_t = 0)]
+        pause_ms: u64,
+    },
+    /// Open connections, use each once and keep it; told on stdin what to do
+    Idle {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        path: String,
     },
     /// Messages there and back, in a protocol that nobody parses
     Pingpong {
@@ -80,14 +91,17 @@ fn main() -> ExitCode {
 
 fn run(load: Load) -> anyhow::Result<()> {
     let tally = match load {
-        Load::Http { how, path, close } => {
-            let request = http::Request::new(how.to, &path, close);
+        Load::Http { how, path, close, pause_ms } => {
+            let request = http::Request::new(how.to, &path, close, Duration::from_millis(pause_ms));
             drive(how.connections, how.time(), |clock| http::session(&request, clock))
         }
         Load::Pingpong { how, bytes } => {
             drive(how.connections, how.time(), |clock| raw::pingpong(how.to, bytes, clock))
         }
         Load::Bulk { to, bytes } => drive(1, Duration::ZERO, |clock| raw::bulk(to, bytes, clock)),
+        Load::Idle { to, path } => {
+            return idle::keep(&http::Request::new(to, &path, false, Duration::ZERO));
+        }
         Load::Serve => return raw::serve(),
     };
     println!("{}", tally.json());

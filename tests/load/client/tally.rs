@@ -91,6 +91,7 @@ impl Tally {
             "seconds": self.elapsed.as_secs_f64(),
             "p50_us": self.quantile(0.50),
             "p99_us": self.quantile(0.99),
+            "most_us": self.quantile(1.0),
             "error": self.error,
         })
     }
