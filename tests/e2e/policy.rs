@@ -34,7 +34,7 @@ for line in sys.stdin:
     try:
         with socket.create_connection((host, port), 5) as sock:
             sock.sendall(line.encode())
-            print(sock.recv(100).decode().strip() or 'nothing', flush=True)
+            print(sock.makefile().readline().strip() or 'nothing', flush=True)
     except OSError as error:
         print('nothing', flush=True)
 ";
