@@ -116,10 +116,31 @@ impl Query {
         found
     }
 
+    /// Words that every answer has: those that were asked for, and those of a path, by which it is found.
+    pub fn required_texts(&self) -> Vec<Text> {
+        let of = |one: &Expr| match one {
+            Expr::Text(text) => Some(text.clone()),
+            Expr::Is(Condition::Path(pattern)) => path_text(pattern),
+            _ => None,
+        };
+        self.required().iter().filter_map(of).collect()
+    }
+
     /// Whether the answer depends on full text, which follows the rest of the index at a distance.
     pub fn asks_text(&self) -> bool {
-        self.root.as_ref().is_some_and(Expr::asks_text)
+        self.root.as_ref().is_some_and(Expr::asks_text) || !self.required_texts().is_empty()
     }
+}
+
+/// What stands in a URL with this path: words end where the path does, and begin where it begins.
+fn path_text(pattern: &Pattern) -> Option<Text> {
+    let (path, prefix) = match pattern {
+        Pattern::Is(path) => (path, false),
+        Pattern::Begins(path) => (path, path.ends_with(char::is_alphanumeric)),
+        Pattern::Ends(_) => return None,
+    };
+    let has_word = path.starts_with('/') && path.chars().any(|c| c.is_ascii_alphanumeric());
+    has_word.then(|| Text { words: path.clone(), prefix, within: Within::Statement })
 }
 
 impl Expr {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    CopySource, Expr, FromTable, Ident, ObjectName, ObjectType, Query, Select, SetExpr, Statement,
-    TableFactor, TableObject, TableWithJoins, UtilityOption, Visit, Visitor,
+    CopySource, Expr, FromTable, Ident, ObjectName, ObjectType, Query, Select, Statement, TableFactor,
+    TableObject, TableWithJoins, UtilityOption, Visit, Visitor,
 };
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -165,13 +165,6 @@ impl Visitor for Reading {
                 with.cte_tables.iter().map(|cte| (part(&cte.alias.name), place(&*cte.query))).collect();
         }
         self.scopes.push(scope);
-        if let SetExpr::Table(table) = &*query.body
-            && let Some(name) = &table.table_name
-        {
-            let schema = table.schema_name.as_ref().map(|schema| format!("{schema}.")).unwrap_or_default();
-            let name = cut(format!("{schema}{name}").to_lowercase());
-            self.note(name, Access { read: true, written: false });
-        }
         ControlFlow::Continue(())
     }
 
@@ -269,7 +262,6 @@ mod tests {
             ("COPY a FROM STDIN", "w a"),
             ("COPY (SELECT * FROM a) TO STDOUT", "r a"),
             ("TABLE a", "unparsed"),
-            ("INSERT INTO t TABLE a", "r a, w t"),
             ("SELECT * FROM generate_series(1, 10) g, a", "r a"),
             ("BEGIN; DELETE FROM a; COMMIT", "w a"),
             ("EXPLAIN DELETE FROM a", ""),

@@ -28,6 +28,7 @@ struct Said {
     bytes: u64,
     parameter: &'static str,
     would: bool,
+    body: &'static str,
 }
 
 fn sql(text: &str) -> Said {
@@ -43,6 +44,7 @@ fn sql(text: &str) -> Said {
         bytes: 100,
         parameter: "",
         would: false,
+        body: "",
     }
 }
 
@@ -74,10 +76,18 @@ impl Said {
             tags: if self.would { vec!["would-deny".into()] } else { Vec::new() },
             ..finished(exchange, at)
         };
-        vec![
-            event(at, Kind::Asked(v1::Asked { exchange, operation: Some(operation) })),
-            event(at + self.took_ns, Kind::Finished(finished)),
-        ]
+        let asked = event(at, Kind::Asked(v1::Asked { exchange, operation: Some(operation) }));
+        let data = event(
+            at,
+            Kind::Data(v1::Data {
+                exchange,
+                direction: v1::Direction::Response as i32,
+                bytes: self.body.into(),
+                ..Default::default()
+            }),
+        );
+        let finished = event(at + self.took_ns, Kind::Finished(finished));
+        if self.body.is_empty() { vec![asked, finished] } else { vec![asked, data, finished] }
     }
 }
 
@@ -185,7 +195,10 @@ async fn words_and_fields_find_what_they_should() {
         &[
             http("GET", "http://api.example.com:8080/v1/users/17?drop=table", "200"),
             http("POST", "http://api.example.com:8080/v1/users", "503"),
-            http("GET", "http://files.example.com/v1", "404"),
+            Said {
+                body: "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 28\r\n\r\nnothing here, said Bob twice",
+                ..http("GET", "http://files.example.com/v1", "404")
+            },
         ],
     )
     .await;
@@ -211,6 +224,8 @@ async fn words_and_fields_find_what_they_should() {
         ("text:alice", &[(1, 5)]),
         ("etude", &[(1, 5)]),
         ("body:customers", &[]),
+        ("body:\"said bob\"", &[(2, 3)]),
+        ("bob error:bob OR bob", &[(2, 3)]),
         ("outcome:error", &[(1, 3), (2, 2), (2, 3)]),
         ("outcome:ok", &[(1, 1), (1, 2), (1, 5), (2, 1)]),
         ("outcome:denied,error protocol:postgres", &[(1, 3), (1, 4)]),
@@ -233,6 +248,9 @@ async fn words_and_fields_find_what_they_should() {
         ("path:/v1/users", &[(2, 2)]),
         ("path:/v1*", &[(2, 1), (2, 2), (2, 3)]),
         ("path:/v1", &[(2, 3)]),
+        ("path:/v1/us*", &[(2, 1), (2, 2)]),
+        ("-path:/v1* protocol:http", &[]),
+        ("path:*users", &[(2, 2)]),
         ("target:orders", &all),
         ("target:ORD*", &all),
         ("target:order", &[]),
@@ -272,6 +290,10 @@ async fn words_and_fields_find_what_they_should() {
     assert_eq!((snippet.highlights[0].start, snippet.highlights[0].length), (0, 10));
     assert_eq!(hits[0].node_name, "db-1");
     assert_eq!(hits[0].run_id, run.to_field());
+    let hits = search(&collector, "bob").await.unwrap();
+    let [snippet] = &hits[0].snippets[..] else { panic!("{:?}", hits[0].snippets) };
+    assert_eq!((snippet.of.as_str(), snippet.highlights.len()), ("body", 1), "{snippet:?}");
+    assert!(snippet.text.contains("said Bob twice"), "{snippet:?}");
     let newest: Vec<_> = search(&collector, "v1").await.unwrap().iter().map(place).collect();
     assert_eq!(newest, [(2, 3), (2, 2), (2, 1)], "the newest first");
 

@@ -477,6 +477,8 @@ enum Path<'q> {
     /// Exchanges with one of the rare outcomes.
     Outcome(i32),
     WouldDeny,
+    /// All segments: something about them is asked for, and there are far fewer of them.
+    Segments,
     /// All exchanges.
     All,
 }
@@ -487,11 +489,10 @@ async fn path<'q>(
     meant: &Meant,
     (from, to): (i64, i64),
 ) -> Result<Path<'q>, StoreError> {
-    let mut words = Vec::new();
+    let words: Vec<String> = query.required_texts().iter().map(match_text).collect();
     let mut best = Path::All;
     for one in query.required() {
         match one {
-            Expr::Text(text) => words.push(match_text(text)),
             Expr::Is(condition) => {
                 let narrow = match condition {
                     Condition::Session(part) => match meant.session(part) {
@@ -503,12 +504,14 @@ async fn path<'q>(
                     Condition::WouldDeny => Some(Path::WouldDeny),
                     run => single_run(run, meant).map(|run| Path::Run(run.to_vec())),
                 };
+                let narrow = narrow.or_else(|| is_of_segment(one).then_some(Path::Segments));
                 if let Some(narrow) = narrow
                     && narrow.rank() < best.rank()
                 {
                     best = narrow;
                 }
             }
+            one if is_of_segment(one) && matches!(best, Path::All) => best = Path::Segments,
             _ => {}
         }
     }
@@ -547,8 +550,30 @@ impl Path<'_> {
             Self::WouldDeny => 3,
             Self::Outcome(_) => 4,
             Self::Principal(_) => 5,
-            Self::All => 6,
+            Self::Segments => 6,
+            Self::All => 7,
         }
+    }
+}
+
+/// Whether a segment alone says if it holds, with its session, run and node.
+fn is_of_segment(expr: &Expr) -> bool {
+    match expr {
+        Expr::All(all) | Expr::Any(all) => all.iter().all(is_of_segment),
+        Expr::Not(one) => is_of_segment(one),
+        Expr::Text(_) => false,
+        Expr::Is(condition) => matches!(
+            condition,
+            Condition::Run(_)
+                | Condition::LastRun
+                | Condition::Session(_)
+                | Condition::Node(_)
+                | Condition::Target(_)
+                | Condition::User(_)
+                | Condition::Principal(_)
+                | Condition::Database(_)
+                | Condition::Label(..)
+        ),
     }
 }
 
@@ -576,10 +601,19 @@ struct Step<'a> {
 impl Step<'_> {
     /// `None`: it took too long.
     async fn run(&self, reader: &mut Reader, rows: usize) -> Result<Option<Vec<i64>>, StoreError> {
-        let mut query = self.from();
-        self.push_joins(&mut query);
+        let mut query = QueryBuilder::new("");
+        self.push_statement(&mut query, rows);
+        // Each is written for its question: kept statements would only push out those that come again.
+        let found = in_time(query.build().persistent(false).fetch_all(reader.arm()).await)?;
+        let Some(found) = found else { return Ok(None) };
+        Ok(Some(found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?))
+    }
+
+    fn push_statement(&self, query: &mut QueryBuilder<Sqlite>, rows: usize) {
+        query.push("SELECT e.id FROM ");
+        self.push_tables(query);
         query.push(" WHERE ");
-        self.push_path(&mut query);
+        self.push_path(query);
         query.push(" AND e.id >= ").push_bind(self.low).push(" AND e.id < ").push_bind(self.high);
         if let Some(ended) = self.seeking.ended_from_ns {
             query.push(" AND e.duration_ns IS NOT NULL AND e.asked_boot_ns + e.duration_ns + (g.wall_unix_ns - g.wall_boot_ns) >= ");
@@ -587,46 +621,42 @@ impl Step<'_> {
         }
         if let Some(root) = &self.seeking.query.root {
             query.push(" AND ");
-            self.push(&mut query, root);
+            self.push(query, root);
         }
         let direction = if self.seeking.newest_first { "DESC" } else { "ASC" };
         let order = match self.path {
             Path::Words(_) => format!("t.rowid {direction}"),
-            Path::Run(_) | Path::Session(_) | Path::Principal(_) => {
+            Path::Run(_) | Path::Session(_) | Path::Principal(_) | Path::Segments => {
                 format!("g.id {direction}, e.id {direction}")
             }
             Path::Outcome(_) | Path::WouldDeny | Path::All => format!("e.id {direction}"),
         };
         query.push(format!(" ORDER BY {order} LIMIT ")).push_bind(rows as i64);
-        // Each is written for its question: kept statements would only push out those that come again.
-        let found = in_time(query.build().persistent(false).fetch_all(reader.arm()).await)?;
-        let Some(found) = found else { return Ok(None) };
-        Ok(Some(found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?))
     }
 
-    fn from(&self) -> QueryBuilder<Sqlite> {
-        // CROSS JOIN keeps the order that is written: without statistics the planner guesses.
-        QueryBuilder::new(match self.path {
-            Path::Words(_) => {
-                "SELECT e.id FROM words.exchange_text t CROSS JOIN exchange e ON e.id = t.rowid CROSS JOIN segment g ON g.id = e.segment"
-            }
-            Path::Run(_) => {
-                "SELECT e.id FROM segment g INDEXED BY segment_by_run CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
-            }
-            Path::Session(_) => {
-                "SELECT e.id FROM segment g CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
-            }
-            Path::Principal(_) => {
-                "SELECT e.id FROM segment g INDEXED BY segment_by_principal CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id"
-            }
-            Path::Outcome(_) => {
-                "SELECT e.id FROM exchange e INDEXED BY exchange_by_outcome CROSS JOIN segment g ON g.id = e.segment"
-            }
-            Path::WouldDeny => {
-                "SELECT e.id FROM exchange e INDEXED BY exchange_would_deny CROSS JOIN segment g ON g.id = e.segment"
-            }
-            Path::All => "SELECT e.id FROM exchange e NOT INDEXED CROSS JOIN segment g ON g.id = e.segment",
-        })
+    /// CROSS JOIN keeps the order that is written: without statistics the planner guesses.
+    fn push_tables(&self, query: &mut QueryBuilder<Sqlite>) {
+        const OF_EXCHANGE: &str = " CROSS JOIN segment g ON g.id = e.segment";
+        // What is known of the segment is asked before its exchanges are looked at.
+        const OF_SEGMENT: &str = " CROSS JOIN exchange e NOT INDEXED ON e.segment = g.id";
+        let (first, segment_first) = match self.path {
+            Path::Words(_) => ("words.exchange_text t CROSS JOIN exchange e ON e.id = t.rowid", false),
+            Path::Outcome(_) => ("exchange e INDEXED BY exchange_by_outcome", false),
+            Path::WouldDeny => ("exchange e INDEXED BY exchange_would_deny", false),
+            Path::All => ("exchange e NOT INDEXED", false),
+            Path::Run(_) => ("segment g INDEXED BY segment_by_run", true),
+            Path::Principal(_) => ("segment g INDEXED BY segment_by_principal", true),
+            Path::Session(_) => ("segment g", true),
+            Path::Segments => ("segment g NOT INDEXED", true),
+        };
+        query.push(first);
+        if !segment_first {
+            query.push(OF_EXCHANGE);
+        }
+        self.push_joins(query);
+        if segment_first {
+            query.push(OF_SEGMENT);
+        }
     }
 
     fn push_joins(&self, query: &mut QueryBuilder<Sqlite>) {
@@ -674,6 +704,7 @@ impl Step<'_> {
                 query.push("1");
                 return;
             }
+            Path::Segments => query.push("1"),
             Path::Run(run) => query.push("g.run_id = ").push_bind(run.clone()),
             Path::Session(session) => query.push("g.session_id = ").push_bind(session.clone()),
             Path::Principal(name) => query.push("g.principal = ").push_bind((*name).to_owned()),
@@ -851,4 +882,99 @@ fn match_text(text: &Text) -> String {
     };
     let star = if text.prefix { " *" } else { "" };
     format!("{within}\"{}\"{star}", text.words.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::search::parse;
+
+    async fn index() -> (tempfile::TempDir, SqliteIndex) {
+        let folder = tempfile::tempdir().unwrap();
+        let index = SqliteIndex::open(&folder.path().join("index.sqlite")).await.unwrap();
+        (folder, index)
+    }
+
+    const ENDLESS: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+
+    #[tokio::test]
+    async fn a_statement_that_takes_too_long_is_interrupted_and_the_connection_goes_on() {
+        let (_folder, index) = index().await;
+        let mut reader = Reader::new(index.readers.acquire().await.unwrap()).await.unwrap();
+        reader.arm();
+        reader.watch.until_ms.store(0, Ordering::Relaxed);
+        let endless = sqlx::query(ENDLESS).fetch_all(&mut *reader.connection).await;
+        assert!(in_time(endless).unwrap().is_none());
+        let one = sqlx::query("SELECT 1").fetch_all(reader.arm()).await;
+        assert_eq!(in_time(one).unwrap().unwrap().len(), 1);
+        reader.done().await.unwrap();
+        index.probe().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_search_that_nobody_waits_for_ends_and_leaves_no_connection_in_its_way() {
+        let (_folder, index) = index().await;
+        for _ in 0..2 * super::super::READERS {
+            let mut reader = Reader::new(index.readers.acquire().await.unwrap()).await.unwrap();
+            let endless = sqlx::query(ENDLESS).fetch_all(reader.arm());
+            assert!(
+                tokio::time::timeout(Duration::from_millis(30), endless).await.is_err(),
+                "it would go on"
+            );
+        }
+        for _ in 0..2 * super::super::READERS {
+            index.probe().await.unwrap();
+        }
+    }
+
+    /// Sessions, runs and nodes are asked before exchanges, and no path sorts what it walks.
+    #[tokio::test]
+    async fn every_path_walks_in_order() {
+        let (_folder, index) = index().await;
+        let meant = Meant {
+            runs: HashMap::from([("A".into(), vec![vec![1; 16]])]),
+            sessions: HashMap::from([("B".into(), vec![vec![1; 16]])]),
+            last_run: vec![1; 16],
+        };
+        for (text, first) in [
+            ("drop", "SCAN t VIRTUAL TABLE"),
+            ("drop target:x", "SCAN t VIRTUAL TABLE"),
+            ("path:/a/b", "SCAN t VIRTUAL TABLE"),
+            ("run:a", "SEARCH g USING INDEX segment_by_run"),
+            ("run:last rows:1", "SEARCH g USING INDEX segment_by_run"),
+            ("session:b", "SEARCH g USING"),
+            ("principal:x after:1d", "SEARCH g USING INDEX segment_by_principal"),
+            ("outcome:denied target:x", "SEARCH e USING INDEX exchange_by_outcome"),
+            ("would:deny", "SEARCH e USING INDEX exchange_would_deny"),
+            ("target:x OR node:y", "SEARCH g USING INTEGER PRIMARY KEY"),
+            ("label.a:b -database:c rows:>1", "SEARCH g USING INTEGER PRIMARY KEY"),
+            ("rows:>1", "SEARCH e USING INTEGER PRIMARY KEY"),
+            ("", "SEARCH e USING INTEGER PRIMARY KEY"),
+        ] {
+            let query = parse(text, 0).unwrap();
+            let mut reader = Reader::new(index.readers.acquire().await.unwrap()).await.unwrap();
+            let path = path(&mut reader, &query, &meant, (0, 100)).await.unwrap();
+            for newest_first in [true, false] {
+                let seeking = Seeking {
+                    query: &query,
+                    newest_first,
+                    after: None,
+                    before: None,
+                    ended_from_ns: Some(0),
+                    rows: 10,
+                    until: Instant::now(),
+                };
+                let step = Step { seeking: &seeking, meant: &meant, path: &path, low: 0, high: 100 };
+                let mut plan = QueryBuilder::new("EXPLAIN QUERY PLAN ");
+                step.push_statement(&mut plan, 10);
+                let rows = plan.build().fetch_all(reader.arm()).await.unwrap();
+                let lines: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+                assert!(lines[0].starts_with(first), "{text}: {lines:#?}");
+                let sorts = lines.iter().any(|line| line.contains("TEMP B-TREE FOR ORDER BY"));
+                assert!(!sorts || text.starts_with("session"), "{text}: {lines:#?}");
+            }
+            reader.done().await.unwrap();
+        }
+    }
 }
