@@ -106,10 +106,10 @@ impl Opaque {
         OperationRecord { kind: "opaque", verb: self.reason.word(), ..OperationRecord::default() }
     }
 
-    /// One per direction. Ciphertext tells nobody anything, and what is compressed cannot be masked: neither is recorded.
+    /// One per direction. Ciphertext tells nobody anything, and what is compressed or scrambled cannot be masked: not recorded.
     fn masks(&self) -> Option<[StreamMask; 2]> {
         match self.reason {
-            Opacity::Tls | Opacity::Gss | Opacity::Http2 => None,
+            Opacity::Tls | Opacity::Gss | Opacity::Http2 | Opacity::WebSocket => None,
             Opacity::Unrecognized | Opacity::Unparsed | Opacity::Streaming => {
                 Some([self.plan.stream(Syntax::Bytes), self.plan.stream(Syntax::Bytes)])
             }

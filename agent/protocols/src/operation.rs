@@ -30,6 +30,8 @@ pub enum Opacity {
     Gss,
     /// HTTP/2 without TLS: its heads are compressed, so nothing of it can be masked.
     Http2,
+    /// WebSocket frames: what a client says in them is scrambled, so nothing of it can be masked.
+    WebSocket,
     /// A known protocol stopped making sense.
     Unparsed,
     /// Unix-style streaming replication or another mode that has no exchanges.
@@ -44,6 +46,7 @@ impl Opacity {
             Opacity::Tls => "tls",
             Opacity::Gss => "gss",
             Opacity::Http2 => "http2",
+            Opacity::WebSocket => "websocket",
             Opacity::Unparsed => "unparsed",
             Opacity::Streaming => "streaming",
         }

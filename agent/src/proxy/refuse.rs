@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use weir_protocols::Denial;
-use weir_protocols::postgres::{self, Refusal};
+use weir_protocols::{Denial, http, postgres};
 
 /// How long a refused client has to say what protocol it speaks.
 const FIRST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,17 +23,17 @@ pub(crate) async fn refuse(mut client: TcpStream, denial: &Denial) {
 async fn answer(client: &mut TcpStream, denial: &Denial) -> std::io::Result<bool> {
     let mut seen = BytesMut::new();
     loop {
-        match postgres::refuse(&seen, denial) {
-            Refusal::NeedMore if seen.len() < FIRST_WORDS_MAX => {
+        match word(&seen, denial) {
+            Word::More if seen.len() < FIRST_WORDS_MAX => {
                 if client.read_buf(&mut seen).await? == 0 {
                     return Ok(false);
                 }
             }
-            Refusal::Reply(bytes, consumed) => {
+            Word::Reply(bytes, consumed) => {
                 seen.advance(consumed.min(seen.len()));
                 client.write_all(&bytes).await?;
             }
-            Refusal::Last(bytes) => {
+            Word::Last(bytes) => {
                 client.write_all(&bytes).await?;
                 client.shutdown().await?;
                 // Closing with unread bytes would reset the connection under the answer.
@@ -42,7 +41,30 @@ async fn answer(client: &mut TcpStream, denial: &Denial) -> std::io::Result<bool
                 while client.read(&mut rest).await? > 0 {}
                 return Ok(true);
             }
-            Refusal::NeedMore | Refusal::NotPostgres => return Ok(false),
+            Word::More | Word::None => return Ok(false),
         }
+    }
+}
+
+/// What to do about a client's first words.
+enum Word {
+    More,
+    /// Send this, forget so many bytes, and go on.
+    Reply(Bytes, usize),
+    /// Send this, then close.
+    Last(Bytes),
+    None,
+}
+
+fn word(seen: &[u8], denial: &Denial) -> Word {
+    match postgres::refuse(seen, denial) {
+        postgres::Refusal::NeedMore => Word::More,
+        postgres::Refusal::Reply(bytes, consumed) => Word::Reply(bytes, consumed),
+        postgres::Refusal::Last(bytes) => Word::Last(bytes),
+        postgres::Refusal::NotPostgres => match http::refuse(seen, denial) {
+            http::Refusal::NeedMore => Word::More,
+            http::Refusal::Last(bytes) => Word::Last(bytes),
+            http::Refusal::NotHttp => Word::None,
+        },
     }
 }

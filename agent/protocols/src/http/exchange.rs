@@ -238,7 +238,7 @@ pub(crate) fn session_facts(head: Option<&RequestHead>, plan: &MaskPlan) -> Note
 /// What its first answer says.
 pub(crate) fn server_fact(server: &Bytes, plan: &MaskPlan) -> Note {
     let values = vec![(Cow::Borrowed("server"), fact(server, plan))];
-    Note::Facts(Facts { protocol: "http", values, ..Facts::default() })
+    Note::Facts(Facts { values, ..Facts::default() })
 }
 
 fn fact(value: &Bytes, plan: &MaskPlan) -> Masked {

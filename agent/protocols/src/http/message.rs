@@ -62,9 +62,15 @@ pub(crate) struct ResponseHead {
     pub length: Length,
     pub body: Body,
     pub server: Option<Bytes>,
+    /// What the Upgrade field names.
+    pub upgrade: Option<Bytes>,
 }
 
 impl ResponseHead {
+    pub(crate) fn is_web_socket(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(b"websocket"))
+    }
+
     /// More heads follow before the answer. 101 is the last of them.
     pub(crate) fn is_interim(&self) -> bool {
         (100..200).contains(&self.status) && self.status != SWITCHING_PROTOCOLS

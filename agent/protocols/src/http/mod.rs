@@ -12,6 +12,7 @@
 //!
 //! * `message`: what heads say; `target`: where a request goes; `verb`: methods as words
 //! * `exchange`: one exchange; `answer`: what we answer in the server's place
+//! * `refusal`: what to say when the connection itself is denied
 //! * `recognize`: whether first bytes are HTTP's; `rendering`: recorded exchanges for people and for search
 
 mod answer;
@@ -19,6 +20,7 @@ mod exchange;
 mod h1;
 mod message;
 pub(crate) mod recognize;
+mod refusal;
 pub(crate) mod rendering;
 mod target;
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use h1::{
     CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, HEAD_MS_MAX, HEADERS_MAX, HELD_BYTES_MAX, Http1, PIPELINED_MAX,
     SWALLOWED_BYTES_MAX, TRAILER_BYTES_MAX,
 };
+pub use refusal::{Refusal, refuse};
 
 /// The entry for fuzzers.
 #[cfg(any(test, feature = "suite"))]

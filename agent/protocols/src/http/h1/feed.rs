@@ -62,8 +62,8 @@ impl Feed {
     /// These next bytes are parsed: where they are in [`Feed::slice`].
     pub(crate) fn consume(&mut self, length: usize) -> Range<usize> {
         if !self.partial.is_empty() {
-            // Whole now: what the next read brings need not be copied.
-            self.input = self.partial.split().freeze();
+            // Whole now: what the next read brings need not be copied. Nothing of its room stays behind.
+            self.input = std::mem::take(&mut self.partial).freeze();
             self.at = 0;
         }
         let range = self.at..self.at + length;
@@ -76,7 +76,7 @@ impl Feed {
     }
 
     /// A place of [`Feed::slice`], counted from what [`Feed::cut_noted`] gives next.
-    pub(crate) fn from_noted(&self, range: Range<usize>) -> Range<usize> {
+    pub(crate) fn since_noted(&self, range: Range<usize>) -> Range<usize> {
         range.start - self.noted..range.end - self.noted
     }
 
@@ -105,7 +105,7 @@ impl Feed {
     pub(crate) fn take_rest(&mut self) -> Bytes {
         self.head_end = HeadEnd::default();
         if !self.partial.is_empty() {
-            return self.partial.split().freeze();
+            return std::mem::take(&mut self.partial).freeze();
         }
         let rest = self.input.slice(self.at..);
         self.forget();

@@ -79,6 +79,9 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Malformed> {
     let version = version_of(version);
     let fields = Fields::of(head, parsed.headers)?;
     let length = fields.length(version)?.unwrap_or(Length::None);
+    if fields.lengths > 1 {
+        return Err(Malformed::because("several Content-Length fields"));
+    }
     if fields.hosts > 1 {
         return Err(Malformed::because("several Host fields"));
     }
@@ -90,7 +93,7 @@ pub(crate) fn request(head: &Bytes) -> Result<RequestHead, Malformed> {
     if fields.expects.as_deref().is_some_and(|expects| !expects.eq_ignore_ascii_case(b"100-continue")) {
         return Err(Malformed::with(417, "an expectation that nobody knows"));
     }
-    let upgrades = fields.upgrades && fields.connection.upgrade && version == Version::Http11;
+    let upgrades = fields.upgrade.is_some() && fields.connection.upgrade && version == Version::Http11;
     let (operation, url) = target::read(method, &path, fields.host.as_ref(), version)?;
     Ok(RequestHead {
         operation,
@@ -139,6 +142,7 @@ pub(crate) fn response(head: &Bytes, asked: &Asked) -> Result<ResponseHead, Malf
         length: if is_bare { Length::None } else { told.unwrap_or(Length::UntilClose) },
         body: fields.body,
         server: fields.server,
+        upgrade: fields.upgrade,
     })
 }
 
@@ -211,9 +215,11 @@ fn version_of(minor: u8) -> Version {
 #[derive(Default)]
 struct Fields {
     length: Option<u64>,
+    /// How often it was said.
+    lengths: usize,
     is_chunked: bool,
     connection: Connection,
-    upgrades: bool,
+    upgrade: Option<Bytes>,
     host: Option<Bytes>,
     hosts: usize,
     expects: Option<Bytes>,
@@ -241,7 +247,7 @@ impl Fields {
             }
             6 if is("expect") => self.expects = Some(value()),
             6 if is("server") => self.server = Some(value()),
-            7 if is("upgrade") => self.upgrades = true,
+            7 if is("upgrade") => self.upgrade = Some(value()),
             10 if is("connection") => self.connection.add(header.value),
             10 if is("user-agent") => self.user_agent = Some(value()),
             12 if is("content-type") => self.body.content_type = Some(value()),
@@ -258,16 +264,21 @@ impl Fields {
         Ok(())
     }
 
+    /// Servers repeat themselves at times, and that is no harm as long as it is the same (RFC 9110, 8.6).
     fn add_length(&mut self, value: &[u8]) -> Result<(), Malformed> {
-        if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
-            return Err(Malformed::because("a Content-Length that is no number"));
-        }
-        let length = value.iter().fold(0_u64, |length, digit| length * 10 + u64::from(digit - b'0'));
-        if length > LENGTH_MAX {
-            return Err(Malformed::because("a Content-Length beyond all measure"));
-        }
-        if self.length.replace(length).is_some() {
-            return Err(Malformed::because("several Content-Length fields"));
+        for value in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
+                return Err(Malformed::because("a Content-Length that is no number"));
+            }
+            let length = value.iter().fold(0_u64, |length, digit| length * 10 + u64::from(digit - b'0'));
+            if length > LENGTH_MAX {
+                return Err(Malformed::because("a Content-Length beyond all measure"));
+            }
+            if self.length.is_some_and(|before| before != length) {
+                return Err(Malformed::because("several Content-Length fields"));
+            }
+            self.length = Some(length);
+            self.lengths += 1;
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ pub const PIPELINED_MAX: usize = 64;
 /// Longest body of a denied request that is read and dropped, bytes; a longer one costs the client its connection.
 pub const SWALLOWED_BYTES_MAX: u64 = 256 * 1024;
 /// How long a head may take once it has begun, milliseconds.
-pub const HEAD_MS_MAX: u64 = 30_000;
+pub const HEAD_MS_MAX: u64 = 60_000;
 /// After our last answer, how long the client may take to read it and to leave, milliseconds.
 const LINGER_MS_MAX: u64 = 5_000;
 
@@ -95,6 +95,8 @@ struct Told {
     server: bool,
     client_ended: bool,
     upstream_end_sent: bool,
+    /// What the client sent when nothing of it meant anything any more, bytes; on record when it leaves.
+    late_bytes: u64,
 }
 
 impl Http1 {
@@ -168,7 +170,7 @@ impl Http1 {
         out.push(Effect::End(Side::Client));
         self.end_upstream(out);
         self.phase = Phase::Lingering { until: now.after_ms(LINGER_MS_MAX) };
-        self.client.take_rest();
+        self.told.late_bytes += self.client.take_rest().len() as u64;
         self.upstream.take_rest();
         self.head_since = [None; 2];
     }
@@ -204,21 +206,32 @@ impl Http1 {
                 open.exchange.denied(&denial, &self.plan);
                 open.standing = Standing::Denied(denial);
             }
-            _ => return Err(fault("a verdict came, and nothing was asked")),
+            // It was withdrawn when its body turned out to be unsound; the verdict was on its way.
+            (Standing::Malformed(_), _) => {}
+            (Standing::Granted(_) | Standing::Denied(_), _) => return Err(fault("a second verdict came")),
         }
         Ok(())
     }
 
     fn end_of_client(&mut self, out: &mut Effects) {
         self.told.client_ended = true;
+        self.note_late(out);
         if self.phase == Phase::Over {
             self.end_upstream(out);
+        }
+    }
+
+    fn note_late(&mut self, out: &mut Effects) {
+        let bytes = std::mem::take(&mut self.told.late_bytes);
+        if bytes > 0 {
+            out.note(ExchangeId::SESSION, Note::Gap { reason: "sent-after-the-end", bytes });
         }
     }
 
     fn reset(&mut self, side: Side, now: Instant, out: &mut Effects) {
         let unsent = if side == Side::Client { Outcome::Withdrawn } else { Outcome::Aborted };
         self.finish_all(unsent, now, out);
+        self.note_late(out);
         self.send_to_client(out);
         self.phase = Phase::Over;
         out.push(Effect::Abort(Cause::Reset(side)));
@@ -232,17 +245,18 @@ impl Http1 {
         out.push(Effect::Abort(cause));
     }
 
-    /// HTTP is over on this connection: whatever both sides say next is found out anew.
-    fn switch(&mut self, out: &mut Effects) {
+    /// HTTP is over on this connection.
+    fn switch(&mut self, kind: Kind, out: &mut Effects) {
         self.send_to_client(out);
         self.phase = Phase::Over;
         let pending = [self.client.take_rest(), self.upstream.take_rest()];
-        out.push(Effect::Become(Kind::Detect, pending));
+        out.push(Effect::Become(kind, pending));
     }
 
     fn tick(&mut self, now: Instant, out: &mut Effects) {
         if let Phase::Lingering { until } = self.phase {
             if until <= now {
+                self.note_late(out);
                 self.phase = Phase::Over;
                 out.push(Effect::Abort(Cause::Finished));
             }
@@ -271,10 +285,9 @@ impl Http1 {
 impl Conversation for Http1 {
     fn handle(&mut self, input: Input, now: Instant, out: &mut Effects) -> Result<(), Fault> {
         match input {
-            Input::Data(_, bytes) if self.phase != Phase::Running => {
-                if self.phase == Phase::Over {
-                    let bytes = bytes.len() as u64;
-                    out.note(ExchangeId::SESSION, Note::Gap { reason: "sent-after-the-end", bytes });
+            Input::Data(side, bytes) if self.phase != Phase::Running => {
+                if side == Side::Client {
+                    self.told.late_bytes += bytes.len() as u64;
                 }
                 return Ok(());
             }

@@ -23,7 +23,7 @@ impl Http1 {
                 Requests::Body(_) => self.read_request_body(now, out),
                 Requests::Unknown => false,
                 Requests::Closed => {
-                    self.client.take_rest();
+                    self.told.late_bytes += self.client.take_rest().len() as u64;
                     false
                 }
             };
@@ -87,7 +87,7 @@ impl Http1 {
             Ok(Step::Content(length)) => {
                 let place = self.client.consume(length);
                 if !open.is_refused() {
-                    open.exchange.content(CLIENT, self.client.from_noted(place));
+                    open.exchange.content(CLIENT, self.client.since_noted(place));
                 }
             }
             Ok(Step::Framing(length)) => {
@@ -97,7 +97,7 @@ impl Http1 {
                 let place = self.client.consume(length);
                 if !open.is_refused() {
                     let lines = self.client.slice(place.clone());
-                    open.exchange.fields(CLIENT, &lines, self.client.from_noted(place).start);
+                    open.exchange.fields(CLIENT, &lines, self.client.since_noted(place).start);
                 }
             }
             Ok(Step::Wait) => return false,

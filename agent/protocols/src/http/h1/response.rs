@@ -8,7 +8,9 @@ use super::super::message::{Malformed, ResponseHead, SWITCHING_PROTOCOLS, Switch
 use super::body::{BodyReader, Step};
 use super::open::{Open, Standing};
 use super::{Http1, Phase, Responses, head};
+use crate::kind::Kind;
 use crate::note::{Note, Outcome};
+use crate::operation::Opacity;
 use crate::seam::{Cause, Effect, Effects, ExchangeId, Instant, Side};
 
 const UPSTREAM: Side = Side::Upstream;
@@ -52,7 +54,7 @@ impl Http1 {
                 let bytes = self.upstream.slice(place.clone());
                 match head::response(&bytes, &asked) {
                     Ok(head) => {
-                        let at = self.upstream.from_noted(place).start;
+                        let at = self.upstream.since_noted(place).start;
                         self.begin_response(&head, &bytes, at, now, out);
                     }
                     Err(fault) => self.malformed_head(fault, &bytes, now, out),
@@ -96,7 +98,8 @@ impl Http1 {
             open.is_answered = true;
             self.cut_response(true, now, out);
             self.finish_all(Outcome::Aborted, now, out);
-            self.switch(out);
+            let is_web_socket = head.status == SWITCHING_PROTOCOLS && head.is_web_socket();
+            self.switch(if is_web_socket { Kind::Opaque(Opacity::WebSocket) } else { Kind::Detect }, out);
         } else {
             self.responses = Responses::Body(BodyReader::new(head.length));
         }
@@ -108,7 +111,7 @@ impl Http1 {
         match reader.step(self.upstream.rest()) {
             Ok(Step::Content(length)) => {
                 let place = self.upstream.consume(length);
-                open.exchange.content(UPSTREAM, self.upstream.from_noted(place));
+                open.exchange.content(UPSTREAM, self.upstream.since_noted(place));
             }
             Ok(Step::Framing(length)) => {
                 self.upstream.consume(length);
@@ -116,7 +119,7 @@ impl Http1 {
             Ok(Step::Fields(length)) => {
                 let place = self.upstream.consume(length);
                 let lines = self.upstream.slice(place.clone());
-                open.exchange.fields(UPSTREAM, &lines, self.upstream.from_noted(place).start);
+                open.exchange.fields(UPSTREAM, &lines, self.upstream.since_noted(place).start);
             }
             Ok(Step::Wait) => return false,
             Ok(Step::End) => self.response_ended(now, out),

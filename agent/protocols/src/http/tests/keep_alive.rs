@@ -102,7 +102,7 @@ fn the_server_ends_between_exchanges_or_without_an_answer() {
     play.client(GET.repeat(2)).end(Upstream);
     assert_eq!(play.endings(), [(1, Outcome::Aborted), (2, Outcome::Aborted)]);
     assert_eq!(play.ends, [Client]);
-    play.client(GET);
+    play.client(GET).client(GET).end(Client);
     assert_eq!(play.gaps, ["sent-after-the-end"]);
 }
 

@@ -117,7 +117,8 @@ fn endless_bodies_are_streamed() {
     let mut play = Playbook::new();
     play.client("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
     play.server("HTTP/1.1 200 OK\r\n\r\n");
-    (play.take_server(), play.take_client());
+    play.take_server();
+    play.take_client();
     for _ in 0..200 {
         play.client(format!("4000\r\n{}\r\n", "y".repeat(0x4000))).server("z".repeat(0x4000));
         assert_eq!((play.take_server().len(), play.take_client().len()), (0x4000 + 8, 0x4000));

@@ -3,6 +3,7 @@
 use super::playbook::Playbook;
 use crate::kind::Kind;
 use crate::note::Outcome;
+use crate::operation::Opacity;
 use crate::seam::Side::{Client, Upstream};
 
 const UPGRADE: &str =
@@ -20,9 +21,19 @@ fn after_101_both_sides_are_handed_over() {
     assert!(!play.wants_read(Client));
     play.server(format!("{SWITCHING}\x02first")).reaches_client(SWITCHING);
     let (kind, [client, upstream]) = play.became.clone().unwrap();
-    assert_eq!((kind, &client[..], &upstream[..]), (Kind::Detect, &b"\x01early"[..], &b"\x02first"[..]));
+    assert_eq!(
+        (kind, &client[..], &upstream[..]),
+        (Kind::Opaque(Opacity::WebSocket), &b"\x01early"[..], &b"\x02first"[..])
+    );
     play.ended(1, Outcome::Ok, "101", "");
     assert_eq!(play.recorded(1, Upstream), SWITCHING);
+}
+
+#[test]
+fn whatever_else_it_is_is_found_out() {
+    let mut play = Playbook::new();
+    play.client(UPGRADE.replace("websocket", "h2c")).server(SWITCHING.replace("websocket", "h2c"));
+    assert_eq!(play.became.as_ref().unwrap().0, Kind::Detect);
 }
 
 #[test]
