@@ -45,6 +45,24 @@ impl Expected {
     pub(crate) fn exchanges(label: &str, sessions: u64, exchanges: u64) -> Self {
         Self { label: label.to_owned(), sessions, exchanges: Some(exchanges), bytes_min: 0 }
     }
+
+    /// The run's record holds what was done: no less, no more, no gap. Says how many exchanges that is.
+    fn is_all_of(&self, run: &Value) -> anyhow::Result<u64> {
+        let count = |name: &str| run[name].as_u64().with_context(|| format!("`weir runs` tells no {name}"));
+        let (sessions, exchanges) = (count("sessions")?, count("exchanges")?);
+        let (gaps, open) = (count("gaps")?, count("open_sessions")?);
+        ensure!(gaps == 0, "the recording has {gaps} gaps");
+        ensure!(open == 0, "{open} sessions were not closed");
+        ensure!(
+            sessions == self.sessions,
+            "{sessions} sessions were recorded, {} were opened",
+            self.sessions
+        );
+        if let Some(done) = self.exchanges {
+            ensure!(exchanges == done, "{exchanges} exchanges were recorded, {done} were done");
+        }
+        Ok(exchanges)
+    }
 }
 
 pub(crate) struct Weir {
@@ -180,18 +198,7 @@ impl Weir {
     fn compare(&self, runs: &[Value], expected: &Expected) -> anyhow::Result<u64> {
         let run = runs.iter().find(|run| run["labels"]["bench"] == *expected.label);
         let run = run.context("nothing of this run was recorded")?;
-        let count = |name: &str| run[name].as_u64().unwrap_or(0);
-        ensure!(count("gaps") == 0, "the recording has {} gaps", count("gaps"));
-        ensure!(count("open_sessions") == 0, "{} sessions were not closed", count("open_sessions"));
-        let (sessions, exchanges) = (count("sessions"), count("exchanges"));
-        ensure!(
-            sessions == expected.sessions,
-            "{sessions} sessions were recorded, {} were opened",
-            expected.sessions
-        );
-        if let Some(done) = expected.exchanges {
-            ensure!(exchanges == done, "{exchanges} exchanges were recorded, {done} were done");
-        }
+        let exchanges = expected.is_all_of(run)?;
         if expected.bytes_min > 0 {
             let id = run["id"].as_str().context("a run without an id")?;
             let sessions = self.collector.json(&["sessions", id, "--limit", "1000000"])?;
@@ -238,6 +245,30 @@ impl Weir {
                 armed = Instant::now();
             }
             std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_that_is_not_whole_is_named() {
+        let run = |sessions: u64, exchanges: u64, gaps: u64| {
+            serde_json::json!({ "sessions": sessions, "exchanges": exchanges, "gaps": gaps, "open_sessions": 0 })
+        };
+        let expected = Expected::exchanges("x", 2, 10);
+        assert_eq!(expected.is_all_of(&run(2, 10, 0)).unwrap(), 10);
+        for (wrong, named) in [
+            (run(2, 9, 0), "9 exchanges were recorded, 10 were done"),
+            (run(2, 11, 0), "11 exchanges"),
+            (run(1, 10, 0), "1 sessions"),
+            (run(2, 10, 1), "1 gaps"),
+            (serde_json::json!({}), "tells no sessions"),
+        ] {
+            let error = expected.is_all_of(&wrong).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
         }
     }
 }
