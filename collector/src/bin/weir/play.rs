@@ -102,6 +102,10 @@ impl Player {
                 let to = output::address(opened.origin.as_ref());
                 self.note(&session, played.unix_ns, "opened", &to)?;
             }
+            Some(Kind::Judged(judged)) if judged.would_deny => {
+                let detail = format!("by {}, which observes: {}", judged.rule, judged.reason);
+                self.note(&session, played.unix_ns, "would be denied", &detail)?;
+            }
             Some(Kind::Judged(_) | Kind::Facts(_)) | None => {}
         }
         Ok(())

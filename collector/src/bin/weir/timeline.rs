@@ -259,6 +259,9 @@ pub(crate) fn result(exchange: &v1::ExchangeSummary, finished: &v1::Finished) ->
         v1::Outcome::Unspecified => return "running".into(),
         v1::Outcome::Withdrawn | v1::Outcome::Aborted => parts.push(outcome(finished.outcome).to_uppercase()),
     }
+    if finished.tags.iter().any(|tag| tag == "would-deny") {
+        parts.push(format!("WOULD BE DENIED by rule {:?}, which observes", finished.rule));
+    }
     if finished.rows > 0 {
         parts.push(plural(finished.rows, "row"));
     }
