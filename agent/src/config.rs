@@ -406,7 +406,7 @@ mod tests {
             ("drain_s = 1\n\njournal_mib = 1", 3, "16 to 4096"),
             ("mode =", 1, ""),
             ("[[target]]\nname = 'a'\n\n[[target]]\nname = 'a'", 4, "differ"),
-            ("[[target]]\nname = 'a'\n[[target.http]]\naccess = 'deny'\npaths = [\n '/a',\n 'b']", 7, "slash"),
+            ("[[target]]\nname = 'a'\n[[target.http]]\naccess = 'deny'\npaths = [\n '/a',\n 'b']", 5, "slash"),
             ("[[target]]\nname = 'a'\naccess = 'deny'\n[[target.http]]\naccess = 'deny'", 1, "nothing"),
         ] {
             fs::write(&file, text).unwrap();
