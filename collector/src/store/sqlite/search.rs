@@ -22,9 +22,10 @@ use crate::store::StoreError;
 const WINDOW_IDS: i64 = 20_000;
 const WINDOW_IDS_MIN: i64 = 500;
 const WINDOW_IDS_MAX: i64 = 1 << 40;
-/// A window that took less is followed by one four times as large; one that took more by one half as large.
-const WINDOW_QUICK: Duration = Duration::from_millis(20);
-const WINDOW_SLOW: Duration = Duration::from_millis(250);
+/// A window that took less is followed by one eight times as large, one that took less than half of [`WINDOW_SLOW`] by one
+/// twice as large (much of its time was the same for any window), and one that took more by one half as large.
+const WINDOW_QUICK: Duration = Duration::from_millis(50);
+const WINDOW_SLOW: Duration = Duration::from_millis(1_000);
 /// One statement; then it is interrupted, and tried with a smaller window.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How many virtual machine steps of SQLite lie between looks at the clock.
@@ -197,7 +198,8 @@ impl SqliteIndex {
                 from = high
             }
             match began.elapsed() {
-                took if took < WINDOW_QUICK => window = window.saturating_mul(4).min(WINDOW_IDS_MAX),
+                took if took < WINDOW_QUICK => window = window.saturating_mul(8).min(WINDOW_IDS_MAX),
+                took if took < WINDOW_SLOW / 2 => window = window.saturating_mul(2).min(WINDOW_IDS_MAX),
                 took if took > WINDOW_SLOW => window = (window / 2).max(WINDOW_IDS_MIN),
                 _ => {}
             }
@@ -504,7 +506,8 @@ async fn path<'q>(
                     Condition::WouldDeny => Some(Path::WouldDeny),
                     run => single_run(run, meant).map(|run| Path::Run(run.to_vec())),
                 };
-                let narrow = narrow.or_else(|| is_of_segment(one).then_some(Path::Segments));
+                let by_segment = is_of_segment(one) || matches!(condition, Condition::Host(_));
+                let narrow = narrow.or_else(|| by_segment.then_some(Path::Segments));
                 if let Some(narrow) = narrow
                     && narrow.rank() < best.rank()
                 {
@@ -704,7 +707,18 @@ impl Step<'_> {
                 query.push("1");
                 return;
             }
-            Path::Segments => query.push("1"),
+            Path::Segments => {
+                query.push("1");
+                for one in self.seeking.query.required() {
+                    if let Expr::Is(Condition::Host(pattern)) = one {
+                        // Only an HTTP session names hosts besides its own; sessions of PostgreSQL never become one.
+                        query.push(" AND (g.protocol <> 'postgres' OR ");
+                        push_any(query, SESSION_HOST, pattern);
+                        query.push(")");
+                    }
+                }
+                query
+            }
             Path::Run(run) => query.push("g.run_id = ").push_bind(run.clone()),
             Path::Session(session) => query.push("g.session_id = ").push_bind(session.clone()),
             Path::Principal(name) => query.push("g.principal = ").push_bind((*name).to_owned()),
@@ -728,7 +742,8 @@ impl Step<'_> {
                 query.push(") IS NOT TRUE");
             }
             Expr::Text(text) => {
-                query.push("e.id IN (SELECT rowid FROM words.exchange_text WHERE exchange_text MATCH ");
+                // The plus: looked up for each row that the path gives, never walked for each of its segments.
+                query.push("+e.id IN (SELECT rowid FROM words.exchange_text WHERE exchange_text MATCH ");
                 query.push_bind(match_text(text));
                 query.push(" AND rowid >= ").push_bind(self.low);
                 query.push(" AND rowid < ").push_bind(self.high).push(")");
@@ -764,11 +779,9 @@ impl Step<'_> {
                 }
             }
             Condition::Host(pattern) => {
-                push_any(
-                    query,
-                    &["s.origin_ip", ADDRESS, "json_extract(s.facts, '$.host')", URL_HOST, URL_NAME],
-                    pattern,
-                );
+                push_any(query, SESSION_HOST, pattern);
+                query.push(" OR ");
+                push_any(query, &[URL_HOST, URL_NAME], pattern);
             }
             Condition::Target(pattern) => push_pattern(query, "s.target", pattern),
             Condition::Protocol(pattern) => push_pattern(query, "COALESCE(e.protocol, g.protocol)", pattern),
@@ -815,14 +828,20 @@ impl Step<'_> {
     }
 }
 
-const ADDRESS: &str = "CASE WHEN instr(s.origin_ip, ':') THEN '[' || s.origin_ip || ']' ELSE s.origin_ip END || ':' || s.origin_port";
-// What an HTTP exchange asked is `METHOD` and an absolute URL: the piece between `://` and the next `/`, and what follows up to `?`.
-const URL_HOST: &str = "(SELECT substr(u, 1, instr(u || '/', '/') - 1) FROM \
-    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
-const URL_NAME: &str = "(SELECT substr(h, 1, instr(h || ':', ':') - 1) FROM (SELECT substr(u, 1, instr(u || '/', '/') - 1) AS h FROM \
-    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u)) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
-const URL_PATH: &str = "(SELECT substr(p, 1, instr(p || '?', '?') - 1) FROM (SELECT substr(u, instr(u || '/', '/')) AS p FROM \
-    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u)) WHERE COALESCE(e.protocol, g.protocol) = 'http')";
+/// Where a session went.
+const SESSION_HOST: &[&str] = &[
+    "s.origin_ip",
+    "CASE WHEN instr(s.origin_ip, ':') THEN '[' || s.origin_ip || ']' ELSE s.origin_ip END || ':' || s.origin_port",
+    "json_extract(s.facts, '$.host')",
+];
+// What an HTTP exchange asked is `METHOD` and an absolute URL: the piece between `://` and the next `/`, without its port,
+// and what follows up to `?`. CASE spares all others the cutting.
+const URL_HOST: &str = "CASE WHEN COALESCE(e.protocol, g.protocol) = 'http' THEN (SELECT substr(u, 1, instr(u || '/', '/') - 1) FROM \
+    (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u)) END";
+const URL_NAME: &str = "CASE WHEN COALESCE(e.protocol, g.protocol) = 'http' THEN (SELECT substr(h, 1, instr(h || ':', ':') - 1) FROM \
+    (SELECT substr(u, 1, instr(u || '/', '/') - 1) AS h FROM (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u))) END";
+const URL_PATH: &str = "CASE WHEN COALESCE(e.protocol, g.protocol) = 'http' THEN (SELECT substr(p, 1, instr(p || '?', '?') - 1) FROM \
+    (SELECT substr(u, instr(u || '/', '/')) AS p FROM (SELECT substr(e.statement, instr(e.statement, '://') + 3) AS u))) END";
 
 fn push_any(query: &mut QueryBuilder<Sqlite>, columns: &[&str], pattern: &Pattern) {
     for (at, column) in columns.iter().enumerate() {
@@ -949,6 +968,9 @@ mod tests {
             ("would:deny", "SEARCH e USING INDEX exchange_would_deny"),
             ("target:x OR node:y", "SEARCH g USING INTEGER PRIMARY KEY"),
             ("label.a:b -database:c rows:>1", "SEARCH g USING INTEGER PRIMARY KEY"),
+            ("target:x -a (b OR c)", "SEARCH g USING INTEGER PRIMARY KEY"),
+            ("run:a -b", "SEARCH g USING INDEX segment_by_run"),
+            ("host:x", "SEARCH g USING INTEGER PRIMARY KEY"),
             ("rows:>1", "SEARCH e USING INTEGER PRIMARY KEY"),
             ("", "SEARCH e USING INTEGER PRIMARY KEY"),
         ] {
@@ -971,6 +993,8 @@ mod tests {
                 let rows = plan.build().fetch_all(reader.arm()).await.unwrap();
                 let lines: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
                 assert!(lines[0].starts_with(first), "{text}: {lines:#?}");
+                let walked = lines.iter().any(|line| line.contains("SEARCH e") && line.contains("rowid=?"));
+                assert!(!walked || first.contains("VIRTUAL"), "{text}: {lines:#?}");
                 let sorts = lines.iter().any(|line| line.contains("TEMP B-TREE FOR ORDER BY"));
                 assert!(!sorts || text.starts_with("session"), "{text}: {lines:#?}");
             }
