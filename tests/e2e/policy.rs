@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use weir_tests::process::{Dialogue, eventually, output, program, run};
-use weir_tests::{Agent, Collector, Echo, Site};
+use weir_tests::{Agent, Collector, Echo, Nginx, Site};
 
 /// `weir-agent` with the configuration of a node agent.
 fn ask(agent: &Agent, arguments: &[&str]) -> Command {
@@ -39,8 +39,10 @@ for line in sys.stdin:
         print('nothing', flush=True)
 ";
     let (ip, port) = (echo.address.ip().to_string(), echo.address.port().to_string());
-    Dialogue::start(&mut agent.exec(&[&format!("story={story}")], &["python3", "-c", script, &ip, &port]).unwrap())
-        .unwrap()
+    Dialogue::start(
+        &mut agent.exec(&[&format!("story={story}")], &["python3", "-c", script, &ip, &port]).unwrap(),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -81,10 +83,8 @@ fn what_is_observed_is_let_through_and_counted_until_it_is_enforced() {
     assert_eq!(caller.ask("three").unwrap(), "nothing", "the last good rules go on");
     fs::remove_file(agent.config()).unwrap();
     kill(Pid::from_raw(agent.pid().unwrap().cast_signed()), Signal::SIGHUP).unwrap();
-    eventually("the missing file is noticed", || {
-        Ok(agent.log().contains("No such file").then_some(()))
-    })
-    .unwrap();
+    eventually("the missing file is noticed", || Ok(agent.log().contains("No such file").then_some(())))
+        .unwrap();
     assert_eq!(caller.ask("four").unwrap(), "nothing");
 
     fs::write(agent.config(), base + &rules("observe")).unwrap();
@@ -120,7 +120,9 @@ fn a_bypass_lets_through_for_its_time_is_on_record_and_outlives_nobody() {
     assert!(refusal(&mut ask(&agent, &["bypass", "--for", "25h", "--reason", "x"])).contains("24 hours"));
     assert!(refusal(&mut ask(&agent, &["bypass", "--for", "1m", "--reason", " "])).contains("reason"));
     let mut nobody = Command::new("setpriv");
-    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program("weir-agent").unwrap());
+    nobody
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(program("weir-agent").unwrap());
     nobody.args(["bypass", "--for", "1m", "--reason", "x", "--socket", &socket(&agent)]);
     assert!(refusal(&mut nobody).contains("only root"));
     assert_eq!(agent.status().unwrap()["bypass"], Value::Null);
@@ -129,7 +131,10 @@ fn a_bypass_lets_through_for_its_time_is_on_record_and_outlives_nobody() {
     run(&mut ask(&agent, &["bypass", "--for", "1h", "--reason", "uploads stall"])).unwrap();
     assert_eq!(caller.ask("past one").unwrap(), "echo: past one");
     let status = agent.status().unwrap();
-    assert_eq!((&status["bypass"]["reason"], &status["bypass"]["passed"]), (&"uploads stall".into(), &1.into()));
+    assert_eq!(
+        (&status["bypass"]["reason"], &status["bypass"]["passed"]),
+        (&"uploads stall".into(), &1.into())
+    );
     assert!(run(&mut ask(&agent, &["status"])).unwrap().starts_with("BYPASS"));
     run(&mut ask(&agent, &["bypass", "--end"])).unwrap();
     assert!(refusal(&mut ask(&agent, &["bypass", "--end"])).contains("no bypass"));
@@ -165,4 +170,88 @@ fn a_bypass_lets_through_for_its_time_is_on_record_and_outlives_nobody() {
     for told in ["uploads stall", ", asked: 1 connections", "again", ", expired-unattended: 2 connections"] {
         assert!(checked.said.contains(told), "{told}: {}", checked.said);
     }
+}
+
+#[test]
+fn rules_for_http_hold_whatever_the_spelling_and_refuse_what_is_no_http() {
+    let site = Site::new(true).unwrap();
+    let collector = Collector::start(&site).unwrap();
+    let [shop, trial] = ["shop", "trial"].map(|name| Nginx::start(&site, name).unwrap());
+    let echo = Echo::start("127.0.0.1").unwrap();
+    let rules = format!(
+        "default = 'deny'\n\
+         [[target]]\nname = 'shop'\nports = [{}]\naccess = 'deny'\n\
+         [[target.http]]\nname = 'reads'\nmethods = ['GET']\nhosts = ['shop.example']\npaths = ['/hello', '/files/**']\naccess = 'allow'\n\
+         [[target]]\nname = 'trial'\nports = [{}]\n\
+         [[target.http]]\nname = 'no-orders'\npaths = ['/orders']\naccess = 'deny'\nmode = 'observe'\nreason = 'soon'\n\
+         [[target]]\nname = 'not-http'\nports = [{}]\n[[target.http]]\npaths = ['/x']\naccess = 'deny'\n",
+        shop.port,
+        trial.port,
+        echo.address.port()
+    );
+    let agent = Agent::start(&site, &collector, &rules).unwrap();
+    let script = "import socket, sys
+for line in sys.stdin:
+    port, method, target, host = line.split()
+    with socket.create_connection(('127.0.0.1', int(port)), 10) as sock:
+        sock.sendall(f'{method} {target} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n'.encode())
+        print(sock.makefile('rb').readline().decode().strip(), flush=True)
+";
+    let mut client =
+        Dialogue::start(&mut agent.exec(&["story=http-rules"], &["python3", "-c", script]).unwrap()).unwrap();
+    let mut status = |server: &Nginx, request: &str| {
+        let line = client.ask(format!("{} {request}", server.port)).unwrap();
+        line.split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    for request in [
+        "GET /hello shop.example",
+        "GET /hello SHOP.example.",
+        "GET /files/a/../page.txt shop.example",
+        "GET http://shop.example/hello shop.example",
+    ] {
+        assert!(status(&shop, request) != "403", "{request}");
+    }
+    for request in [
+        "GET /orders shop.example",
+        "GET /hello other.example",
+        "get /hello shop.example",
+        "DELETE /hello shop.example",
+        "GET /files/../orders shop.example",
+        "GET /files/%2e%2e/orders shop.example",
+        "GET /files/..%2forders shop.example",
+        "GET /files/..;/orders shop.example",
+        "GET /files/..\\orders shop.example",
+        "GET //orders shop.example",
+        "GET /HELLO shop.example",
+        "GET http://other.example/hello other.example",
+        "OPTIONS * shop.example",
+        "CONNECT shop.example:80 shop.example:80",
+    ] {
+        assert_eq!(status(&shop, request), "403", "{request}");
+    }
+    assert_eq!(status(&trial, "GET /orders trial.example"), "200", "observed only");
+    assert_eq!(status(&trial, "GET /hello trial.example"), "200");
+    assert!(client.end().unwrap().success());
+    assert_eq!(shop.requests().len(), 4, "what was refused did not reach it: {:?}", shop.requests());
+
+    // What is no HTTP, where rules for HTTP could not be kept.
+    let mut caller = caller(&agent, "no-http", &echo);
+    assert_eq!(caller.ask("hello there").unwrap(), "nothing");
+    assert!(caller.end().unwrap().success());
+
+    let run = collector.settled("http-rules", 20).unwrap();
+    let exchanges = collector.exchanges(&run).unwrap();
+    let observed: Vec<_> =
+        exchanges.iter().filter(|exchange| exchange.json["tags"][0] == "would-deny").collect();
+    assert_eq!(observed.len(), 1, "{exchanges:#?}");
+    assert_eq!((observed[0].word("rule"), observed[0].word("outcome")), ("trial/no-orders", "ok"));
+    assert_eq!(run.count("denied"), 14, "{run:?}");
+    assert_eq!(
+        agent.status().unwrap()["policy"]["would_refuse"],
+        serde_json::json!({ "trial/no-orders": 1 })
+    );
+    let played = collector.text(&["play", &observed[0].json["session"].as_str().unwrap()]).unwrap();
+    assert!(played.contains("would be denied by trial/no-orders, which observes: soon"), "{played}");
+    let run = collector.settled("no-http", 1).unwrap();
+    assert_eq!(run.count("denied"), 1, "{run:?}");
 }
