@@ -23,8 +23,10 @@ pub(super) struct Secrets {
     pub(super) argv: Argv,
     bodies: Vec<BodyEntry>,
     names: Vec<Name>,
-    /// By the last two bytes, whether a name ends with them: rejects most separators at once.
-    last_pairs: Vec<bool>,
+    /// By the last two bytes, which of `endings` has the names that end with them; 0 is empty. Rejects most separators at once.
+    last_pairs: Vec<u16>,
+    /// Places in `names`, in their order.
+    endings: Vec<Vec<usize>>,
 }
 
 /// A word after which a literal is a secret.
@@ -176,10 +178,14 @@ impl Secrets {
         let file: File = toml::from_str(include_str!("secrets.toml")).expect("secrets.toml is valid");
         let names: Vec<Name> = file.key.into_iter().flat_map(KeyEntry::names).collect();
         let tokens: Vec<Token> = file.token.into_iter().flat_map(TokenEntry::tokens).collect();
-        let mut last_pairs = vec![false; 1 << 16];
-        for name in &names {
+        let (mut last_pairs, mut endings) = (vec![0; 1 << 16], vec![Vec::new()]);
+        for (place, name) in names.iter().enumerate() {
             if let Some(pair) = last_pair(&name.text) {
-                last_pairs[pair] = true;
+                if last_pairs[pair] == 0 {
+                    last_pairs[pair] = endings.len() as u16;
+                    endings.push(Vec::new());
+                }
+                endings[usize::from(last_pairs[pair])].push(place);
             }
         }
         let prefixes = AhoCorasick::builder()
@@ -196,6 +202,7 @@ impl Secrets {
             bodies: file.body,
             names,
             last_pairs,
+            endings,
         }
     }
 
@@ -224,7 +231,13 @@ impl Secrets {
 
     /// Cheap and generous.
     pub(super) fn may_end_name(&self, bytes: &[u8]) -> bool {
-        last_pair(bytes).is_none_or(|pair| self.last_pairs[pair])
+        last_pair(bytes).is_none_or(|pair| self.last_pairs[pair] > 0)
+    }
+
+    /// Those that end as `bytes` do.
+    fn names_ending(&self, bytes: &[u8]) -> impl Iterator<Item = &Name> {
+        let ending = last_pair(bytes).map_or(0, |pair| self.last_pairs[pair]);
+        self.endings[usize::from(ending)].iter().map(|place| &self.names[*place])
     }
 
     pub(super) fn ends_with_name(&self, bytes: &[u8]) -> bool {
@@ -232,12 +245,13 @@ impl Secrets {
             let start = bytes.len().checked_sub(name.text.len());
             start.is_some_and(|start| bytes[start..].eq_ignore_ascii_case(&name.text))
         };
-        self.names.iter().any(ends_with)
+        self.names_ending(bytes).any(ends_with)
     }
 
     /// The name that `word` is. With `glued`, its first byte may belong to what stands before it.
     pub(super) fn name(&self, word: &[u8], glued: bool) -> Option<&Name> {
-        self.names.iter().find(|name| name.is(word) || (glued && !word.is_empty() && name.is(&word[1..])))
+        self.names_ending(word)
+            .find(|name| name.is(word) || (glued && !word.is_empty() && name.is(&word[1..])))
     }
 }
 
