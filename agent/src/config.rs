@@ -12,8 +12,8 @@ use crate::policy::Rules;
 use crate::policy::targets::{Fallback, Mode, Target};
 use crate::selection::Select;
 
-/// Most targets and HTTP rules: all of a target are looked at for each request.
-const RULES_MAX: usize = 4096;
+/// Most targets: all are looked at for each connection.
+const TARGETS_MAX: usize = 4096;
 
 /// Where the configuration is looked for.
 pub(crate) const DEFAULT_PATH: &str = "/etc/weir/agent.toml";
@@ -248,7 +248,8 @@ impl Config {
     pub(crate) fn restart_for(&self, next: &Self) -> Vec<String> {
         let [now, next] = [self, next].map(|config| toml::Table::try_from(config).unwrap_or_default());
         let names: std::collections::BTreeSet<&String> = now.keys().chain(next.keys()).collect();
-        let waits = |name: &&&String| !AT_RUN_TIME.contains(&name.as_str()) && now.get(**name) != next.get(**name);
+        let waits =
+            |name: &&&String| !AT_RUN_TIME.contains(&name.as_str()) && now.get(**name) != next.get(**name);
         names.iter().filter(waits).map(|name| (*name).clone()).collect()
     }
 
@@ -293,9 +294,11 @@ impl Config {
                 return wrong_at("target", item, &problem);
             }
         }
-        let rules: usize = self.target.iter().map(|target| 1 + target.http.len()).sum();
-        if rules > RULES_MAX {
-            return wrong("target", &format!("{rules} targets and HTTP rules, at most {RULES_MAX} are taken"));
+        if self.target.len() > TARGETS_MAX {
+            return wrong(
+                "target",
+                &format!("there are {}, at most {TARGETS_MAX} are taken", self.target.len()),
+            );
         }
         Ok(())
     }
@@ -406,7 +409,11 @@ mod tests {
             ("drain_s = 1\n\njournal_mib = 1", 3, "16 to 4096"),
             ("mode =", 1, ""),
             ("[[target]]\nname = 'a'\n\n[[target]]\nname = 'a'", 4, "differ"),
-            ("[[target]]\nname = 'a'\n[[target.http]]\naccess = 'deny'\npaths = [\n '/a',\n 'b']", 5, "slash"),
+            (
+                "[[target]]\nname = 'a'\n[[target.http]]\naccess = 'deny'\npaths = [\n '/a',\n 'b']",
+                5,
+                "slash",
+            ),
             ("[[target]]\nname = 'a'\naccess = 'deny'\n[[target.http]]\naccess = 'deny'", 1, "nothing"),
         ] {
             fs::write(&file, text).unwrap();

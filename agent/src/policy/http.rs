@@ -1,8 +1,10 @@
 //! `[[target.http]]`: rules for HTTP requests inside a target, as they stand in the configuration, and matching.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
-use super::readings::Readings;
+use super::readings::{Path, Readings};
 use super::targets::Mode;
 
 /// Longest pattern in a rule, bytes.
@@ -40,6 +42,11 @@ pub(crate) enum HttpAccess {
 }
 
 impl HttpRule {
+    /// How much there is to compare a request with.
+    pub(super) fn patterns(&self) -> usize {
+        self.hosts.len() + self.methods.len() + self.paths.len()
+    }
+
     /// Every request.
     pub(super) fn covers_all(&self) -> bool {
         self.hosts.is_empty() && self.methods.is_empty() && self.paths.is_empty()
@@ -221,24 +228,17 @@ impl From<PathPattern> for String {
 }
 
 impl PathPattern {
-    /// `path` is a reading: without its first slash and a last one.
-    fn matches(&self, path: &[u8], case: Case) -> bool {
-        let parts: Vec<&[u8]> =
-            if path.is_empty() { Vec::new() } else { path.split(|byte| *byte == b'/').collect() };
-        wildcard(
-            &self.segments,
-            &parts,
-            |segment| *segment == Segment::Any,
-            |segment, part| match segment {
-                Segment::Any => false,
-                Segment::Text(text) => wildcard(
-                    text,
-                    part,
-                    |byte| *byte == b'*',
-                    |byte, read| byte == read || (case == Case::Ignored && byte.eq_ignore_ascii_case(read)),
-                ),
-            },
-        )
+    fn matches(&self, path: &Path, case: Case) -> bool {
+        let is_same = |segment: &Segment, part: &Range<usize>| match segment {
+            Segment::Any => false,
+            Segment::Text(text) => wildcard(
+                text,
+                path.segment(part),
+                |byte| *byte == b'*',
+                |byte, read| byte == read || (case == Case::Ignored && byte.eq_ignore_ascii_case(read)),
+            ),
+        };
+        wildcard(&self.segments, path.segments(), |segment| *segment == Segment::Any, is_same)
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! A deny rule matches if any reading does, an allow rule only if all do.
 
+use std::ops::Range;
+
 use weir_protocols::operation::Http;
 
 /// A longer path is not read for rules: no deny rule is passed by it, and no allow rule allows it.
@@ -16,10 +18,17 @@ pub(super) struct Readings {
     pub(super) method: Vec<u8>,
     /// In lower case. Empty: the request names none, or one that is not read.
     pub(super) hosts: Vec<Vec<u8>>,
-    /// Without the first and a last slash. Empty: not read. An empty one is the root, or no path at all (CONNECT, `OPTIONS *`).
-    pub(super) paths: Vec<Vec<u8>>,
+    /// Empty: not read.
+    pub(super) paths: Vec<Path>,
     /// The path is one: it begins with a slash.
     pub(super) is_rooted: bool,
+}
+
+/// A path without its first slash and a last one, and where its segments are. Without any it is the root, or no path at all
+/// (CONNECT, `OPTIONS *`).
+pub(super) struct Path {
+    text: Vec<u8>,
+    segments: Vec<Range<usize>>,
 }
 
 impl Readings {
@@ -27,9 +36,29 @@ impl Readings {
         Self {
             method: request.method.to_vec(),
             hosts: hosts(&request.host),
-            paths: paths(&request.path),
+            paths: paths(&request.path).into_iter().map(Path::new).collect(),
             is_rooted: request.path.first() == Some(&b'/'),
         }
+    }
+}
+
+impl Path {
+    fn new(text: Vec<u8>) -> Self {
+        let mut segments = Vec::new();
+        let mut begins = 0;
+        for part in text.split(|byte| *byte == b'/').filter(|_| !text.is_empty()) {
+            segments.push(begins..begins + part.len());
+            begins += part.len() + 1;
+        }
+        Self { text, segments }
+    }
+
+    pub(super) fn segments(&self) -> &[Range<usize>] {
+        &self.segments
+    }
+
+    pub(super) fn segment(&self, at: &Range<usize>) -> &[u8] {
+        &self.text[at.clone()]
     }
 }
 

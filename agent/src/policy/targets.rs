@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::http::{HttpAccess, HttpRule};
 
+/// Most hosts, methods, paths and rules for HTTP in one target. Whoever sends requests decides how long their paths are, so
+/// this bounds what one request may cost.
+const HTTP_PATTERNS_MAX: usize = 1024;
+
 /// All connection rules: one immutable snapshot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -195,6 +199,14 @@ impl Target {
                 self.name
             ));
         }
+        let patterns: usize = self.http.iter().map(|rule| 1 + rule.patterns()).sum();
+        if patterns > HTTP_PATTERNS_MAX {
+            return Err(format!(
+                "the HTTP rules of {:?} have {patterns} parts, at most {HTTP_PATTERNS_MAX} are taken: every request is compared \
+                 with all of them",
+                self.name
+            ));
+        }
         let mut names = std::collections::BTreeSet::new();
         match self.http.iter().filter_map(|rule| rule.name.as_ref()).find(|name| !names.insert(*name)) {
             Some(name) => Err(format!("two HTTP rules of {:?} are called {name:?}", self.name)),
@@ -259,6 +271,20 @@ mod tests {
         );
         assert_eq!(name("10.0.0.6:5432"), None);
         assert_eq!(rules.default, Fallback::Deny);
+    }
+
+    #[test]
+    fn what_one_request_may_cost_is_bounded() {
+        let paths: Vec<String> = (0..HTTP_PATTERNS_MAX).map(|number| format!("'/{number}'")).collect();
+        let target = |count: usize| {
+            let text = format!(
+                "[[target]]\nname = 'x'\n[[target.http]]\naccess = 'deny'\npaths = [{}]",
+                paths[..count].join(",")
+            );
+            rules(&text).targets.remove(0)
+        };
+        assert!(target(HTTP_PATTERNS_MAX - 1).check().is_ok());
+        assert!(target(HTTP_PATTERNS_MAX).check().unwrap_err().contains("at most"));
     }
 
     #[test]
