@@ -39,6 +39,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Finished handshakes that wait to be served.
 const READY_MAX: usize = 64;
 
+/// What a test makes shorter.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    pub unknown: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { unknown: UNKNOWN_TIME }
+    }
+}
+
 /// A connection after its handshake; holds its places until it is closed.
 pub struct Secured {
     tls: TlsStream<TcpStream>,
@@ -128,6 +140,7 @@ pub fn accept(
     tls: Arc<rustls::ServerConfig>,
     shutdown: CancellationToken,
     metrics: Metrics,
+    patience: Patience,
 ) -> ReceiverStream<std::io::Result<Secured>> {
     let (ready, stream) = mpsc::channel(READY_MAX);
     tokio::spawn(async move {
@@ -162,7 +175,7 @@ pub fn accept(
             let (acceptor, places) = (acceptor.clone(), places.clone());
             let (ready, metrics) = (ready.clone(), metrics.clone());
             tokio::spawn(async move {
-                if let Some(secured) = handshake(acceptor, tcp, source, &places).await {
+                if let Some(secured) = handshake(acceptor, tcp, source, &places, patience).await {
                     drop(turn);
                     let _ = ready.send(Ok(secured)).await;
                 } else {
@@ -180,6 +193,7 @@ async fn handshake(
     tcp: TcpStream,
     source: IpAddr,
     places: &Places,
+    patience: Patience,
 ) -> Option<Secured> {
     // Receipts are small and waited for.
     let _ = tcp.set_nodelay(true);
@@ -206,7 +220,7 @@ async fn handshake(
     Some(Secured {
         tls,
         peer: Peer { certificates, known: Arc::default() },
-        unknown_until: Some(Box::pin(tokio::time::sleep(UNKNOWN_TIME))),
+        unknown_until: Some(Box::pin(tokio::time::sleep(patience.unknown))),
         _place: place,
     })
 }
@@ -310,5 +324,55 @@ mod tests {
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+    }
+
+    /// Reads until the other side closes; gives how long that took.
+    async fn closed_after(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Duration {
+        use tokio::io::AsyncReadExt;
+        let begun = std::time::Instant::now();
+        let mut bytes = [0; 64];
+        while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
+        begun.elapsed()
+    }
+
+    #[tokio::test]
+    async fn an_unknown_peer_is_closed_however_much_it_says_and_a_known_one_stays() {
+        use tokio::io::AsyncWriteExt;
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let keys = crate::keys::Keys::open(&folder.path().join("keys")).unwrap();
+        let certificate = crate::keys::ServerCertificate::new(&keys.authority, Vec::new()).unwrap();
+        let tls = Arc::new(keys.authority.server_config(certificate).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let patience = Patience { unknown: Duration::from_millis(300) };
+        let mut accepted = accept(listener, tls, CancellationToken::new(), Metrics::default(), patience);
+
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(keys.authority.certificate_der().to_vec().into()).unwrap();
+        let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        for known in [false, true] {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = weir_proto::credential::SERVER_NAME.try_into().unwrap();
+            let connecting = tokio::spawn(connector.clone().connect(name, tcp));
+            let mut served = tokio_stream::StreamExt::next(&mut accepted).await.unwrap().unwrap();
+            let mut client = connecting.await.unwrap().unwrap();
+            if known {
+                served.connect_info().is_known();
+            }
+            let talking = tokio::spawn(async move {
+                for _ in 0..20 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    if client.write_all(b"a frame that keeps a connection alive").await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let lasted = closed_after(&mut served).await;
+            drop(served);
+            talking.await.unwrap();
+            assert_eq!(lasted > Duration::from_millis(800), known, "{lasted:?}");
+        }
     }
 }

@@ -168,7 +168,13 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
 
     let certificate = ServerCertificate::new(&keys.authority, config.names.clone())?;
     let tls = Arc::new(keys.authority.server_config(certificate.clone())?);
-    let incoming = listener::accept(listener, tls, shutdown.clone(), metrics.clone());
+    let incoming = listener::accept(
+        listener,
+        tls,
+        shutdown.clone(),
+        metrics.clone(),
+        listener::Patience::default(),
+    );
     let ends = shutdown.clone();
     let server = tokio::spawn(async move {
         let served = router.serve_with_incoming_shutdown(incoming, ends.cancelled_owned()).await;

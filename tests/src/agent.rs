@@ -68,6 +68,13 @@ impl Agent {
         Ok(())
     }
 
+    /// For another certificate, as the node that it is.
+    pub fn join_again(&self, token: &str) -> anyhow::Result<()> {
+        let mut join = self.command()?;
+        join.args(["join", "--again", "--config"]).arg(&self.config).env("WEIR_JOIN_TOKEN", token);
+        run(&mut join).map(drop)
+    }
+
     fn command(&self) -> anyhow::Result<Command> {
         Ok(Command::new(&self.program))
     }

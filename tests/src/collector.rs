@@ -1,7 +1,7 @@
 //! A real collector of its own, and its client `weir`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -14,15 +14,24 @@ use crate::process::{Server, eventually, free_port, program, run};
 pub struct Collector {
     server: Option<Server>,
     dir: PathBuf,
+    data: PathBuf,
     pub port: u16,
     credential: String,
 }
 
 impl Collector {
     pub fn start(site: &Site) -> anyhow::Result<Self> {
+        Self::start_with(site, "")
+    }
+
+    /// With options of its configuration file.
+    pub fn start_with(site: &Site, options: &str) -> anyhow::Result<Self> {
+        let dir = site.folder("collector")?;
+        fs::write(dir.join("collector.toml"), options)?;
         let mut collector = Self {
             server: None,
-            dir: site.folder("collector")?,
+            data: dir.join("data"),
+            dir,
             port: free_port()?,
             credential: String::new(),
         };
@@ -55,7 +64,9 @@ impl Collector {
                     "127.0.0.1:0",
                     "--data",
                 ])
-                .arg(self.dir.join("data")),
+                .arg(&self.data)
+                .arg("--config")
+                .arg(self.dir.join("collector.toml")),
             &self.dir.join("log"),
         )?;
         self.server = Some(server);
@@ -86,7 +97,14 @@ impl Collector {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.dir.join("data")
+        self.data.clone()
+    }
+
+    /// While it is stopped: its next start is somewhere else.
+    pub fn move_data(&mut self, to: &Path) -> anyhow::Result<()> {
+        fs::rename(&self.data, to)?;
+        self.data = to.to_owned();
+        Ok(())
     }
 
     /// Reads or changes its index behind its back: the rows, columns separated by `|`, blobs in hex; and how many rows
@@ -130,6 +148,13 @@ impl Collector {
     pub fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let text = self.text(&[arguments, &["--json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("weir {arguments:?} printed {text}"))
+    }
+
+    /// The same where an answer is a line of JSON each.
+    pub fn lines(&self, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+        let text = self.text(&[arguments, &["--json"]].concat())?;
+        let lines = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        lines.with_context(|| format!("weir {arguments:?} printed {text}"))
     }
 
     pub fn join_token(&self) -> anyhow::Result<String> {

@@ -134,6 +134,11 @@ impl KeyRing {
         }
     }
 
+    /// Not even the last key may be sealed for any more.
+    pub(crate) fn ran_out(&self, day: u32) -> bool {
+        self.until_day() != 0 && day > self.until_day().saturating_add(LATE_DAYS_MAX)
+    }
+
     /// The last day that there is a key for; 0 = none, or for every day.
     pub(crate) fn until_day(&self) -> u32 {
         match self {
@@ -217,6 +222,7 @@ mod tests {
         assert_eq!(late(TODAY + 36), Some((TODAY + 35, 1)));
         assert_eq!(late(TODAY + 65), Some((TODAY + 35, 30)));
         assert_eq!(late(TODAY + 66), None, "what is sealed now could not be opened for long");
+        assert!(!ring.ran_out(TODAY + 65) && ring.ran_out(TODAY + 66));
         assert!(ring.covers(TODAY + 35) && !ring.covers(TODAY + 36));
         assert_eq!(late(TODAY - 1), Some((TODAY, 0)), "the collector's midnight came first");
         assert_eq!(late(TODAY - 2), None, "this node's clock is wrong");

@@ -30,6 +30,10 @@ pub(crate) enum RecordError {
     Full(Duration),
     #[error("recording has stopped")]
     Stopped,
+    #[error(
+        "the collector's sealing keys have run out too long ago for what is recorded now ever to be opened: connect to the collector"
+    )]
+    KeysRanOut,
     #[error("the journal could not be written to the disk")]
     Sync(#[from] JournalError),
 }
@@ -55,6 +59,8 @@ pub(super) struct Shared {
     pub(super) ships: bool,
     pub(super) bell: Bell,
     pub(super) counters: Arc<Counters>,
+    /// What would be sealed now could soon not be opened by anybody: no session is begun.
+    pub(super) keys_ran_out: AtomicBool,
     /// How the agent itself stands, for the node log.
     pub(super) standing: Mutex<Standing>,
     /// What generations go by.
@@ -120,6 +126,9 @@ impl Recorder {
             loop {
                 if shared.stopped.load(Ordering::Acquire) {
                     return Err(RecordError::Stopped);
+                }
+                if shared.keys_ran_out.load(Ordering::Acquire) {
+                    return Err(RecordError::KeysRanOut);
                 }
                 match shared.take_number(journal, session, &mut event) {
                     Ok(()) => return Ok(()),

@@ -554,10 +554,12 @@ impl Scribe {
             Ok(generation) => {
                 self.spool.prune_wraps(generation.id);
                 self.sealing.generation = generation;
+                self.shared.keys_ran_out.store(false, Ordering::Release);
                 self.shared.counters.generations.add(1);
             }
             Err(error) => {
                 self.generation_retry_ns = now + GENERATION_RETRY_NS;
+                self.shared.keys_ran_out.store(self.ring.ran_out(moment.day), Ordering::Release);
                 self.shared.counters.generations_overdue.add(1);
                 warn_generation(&error);
             }

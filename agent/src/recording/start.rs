@@ -323,6 +323,7 @@ fn open(config: &RecordingConfig) -> Result<Opened, StartError> {
         ships: config.mode == Mode::Collector,
         bell: Bell::default(),
         counters: counters.clone(),
+        keys_ran_out: AtomicBool::new(false),
         standing: Mutex::default(),
         moment: config.moment,
     });

@@ -1,6 +1,8 @@
 //! The recorder as a whole, in a folder of its own: what is recorded is read back as an auditor would, after orderly
 //! ends, kills, torn journals, full and rotten disks.
 
+mod rotation;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -117,20 +117,10 @@ pub(super) fn explained(error: ShippingError, shown: &ClientCertificate) -> Ship
     }
 }
 
-/// The collector's TLS said so, by its own clock.
-fn says_expired(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let io = error.downcast_ref::<std::io::Error>()?;
-            io.get_ref()?.downcast_ref::<rustls::Error>()
-        });
-        if let Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired)) = tls {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+/// The collector's TLS said so, by its own clock. HTTP/2 hands the cause of a connection's end on as text only.
+fn says_expired(error: &dyn std::error::Error) -> bool {
+    let said = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired).to_string();
+    super::start::with_causes(error).contains(&said)
 }
 
 /// UTC, as people and tools read it.

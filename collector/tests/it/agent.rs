@@ -33,10 +33,11 @@ pub(crate) struct Agent {
 }
 
 /// What an enrolment sends; tests change it.
+#[derive(Clone)]
 pub(crate) struct Joining {
     pub(crate) request: v1::EnrollRequest,
     pub(crate) signer: SigningKey,
-    key: rcgen::KeyPair,
+    key_pem: String,
 }
 
 impl Joining {
@@ -51,7 +52,7 @@ impl Joining {
             proof: seal::enrol_proof(&signer, csr.der()).to_vec().into(),
             name: name.to_owned(),
         };
-        Self { request, signer, key }
+        Self { request, signer, key_pem: key.serialize_pem() }
     }
 
     pub(crate) async fn send(&self, token: &JoinToken) -> Result<v1::EnrollResponse, Status> {
@@ -74,7 +75,7 @@ impl Agent {
             node,
             identity: Identity::from_pem(
                 pem("CERTIFICATE", &answer.certificate_der),
-                joining.key.serialize_pem(),
+                joining.key_pem,
             ),
             signer: joining.signer,
             receipts: VerifyingKey::from_bytes(answer.receipt_key[..].try_into().unwrap()).unwrap(),
@@ -106,6 +107,26 @@ impl Agent {
         let keys = seal::verify_key_set(&self.receipts, welcome.keys.as_ref().unwrap()).unwrap();
         assert_eq!(keys.keys.len(), 36, "today and 35 days ahead");
         seal::wrap(&self.generation, &self.key, &self.node, &keys.keys[0]).unwrap()
+    }
+
+    /// Asks for a new certificate, and shows it from now on.
+    pub(crate) async fn renew(&mut self, collector: &Collector) -> Result<v1::RenewResponse, Status> {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+        let proof = seal::renew_proof(&self.signer, &self.node, csr.der()).to_vec().into();
+        let request = v1::RenewRequest { csr_der: csr.der().to_vec().into(), proof };
+        let answer = self.ask_renewal(collector, request).await?;
+        self.identity = Identity::from_pem(pem("CERTIFICATE", &answer.certificate_der), key.serialize_pem());
+        Ok(answer)
+    }
+
+    pub(crate) async fn ask_renewal(
+        &self,
+        collector: &Collector,
+        request: v1::RenewRequest,
+    ) -> Result<v1::RenewResponse, Status> {
+        let channel = channel(&collector.address(), &collector.admin.ca_der, Some(self.identity.clone())).await;
+        Ok(IngestClient::new(channel).renew(request).await?.into_inner())
     }
 
     /// Connects, says hello, sends the wrap.
@@ -155,6 +176,11 @@ impl Agent {
     /// One more entry of the node log.
     pub(crate) fn entry(&mut self, entry: v1::NodeEntry) -> Bytes {
         let entry = v1::NodeEntry { wall: Some(wall()), at_ns: BOOT, ..entry };
+        self.log.append(entry, &self.signer).encode_to_vec().into()
+    }
+
+    /// Likewise, with the times that it names itself.
+    pub(crate) fn said(&mut self, entry: v1::NodeEntry) -> Bytes {
         self.log.append(entry, &self.signer).encode_to_vec().into()
     }
 

@@ -65,16 +65,20 @@ async fn the_signing_key_must_be_held_and_new() {
         bad.request.proof = weir_proto::seal::enrol_proof(&bad.signer, csr).to_vec().into();
         assert_eq!(bad.send(&token).await.unwrap_err().code(), Code::InvalidArgument);
     }
-    honest.send(&token).await.unwrap();
+    let enrolled = honest.send(&token).await.unwrap();
     let (other, _) = issuer.join_token(9, 60, "*", "test").await.unwrap();
     let mut again = honest.request.clone();
     again.token = other.secret.clone();
     let mut client = v1::ingest_client::IngestClient::new(collector.channel(None).await);
-    assert_eq!(
-        client.enroll(again).await.unwrap_err().code(),
-        Code::AlreadyExists,
-        "a known key with another token"
-    );
+    let mut renamed = again.clone();
+    renamed.name = "db-9".into();
+    assert_eq!(client.enroll(renamed).await.unwrap_err().code(), Code::AlreadyExists, "under another name");
+    let answer = client.enroll(again.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.node_id, enrolled.node_id, "who holds the key is the node, also with another token");
+    let asked = v1::RevokeNodeRequest { node_id: answer.node_id };
+    collector.admin().await.revoke_node(collector.asked(asked)).await.unwrap();
+    let revoked = client.enroll(again).await.unwrap_err();
+    assert!(revoked.code() == Code::PermissionDenied && revoked.message().contains("revoked"), "{revoked}");
 }
 
 #[tokio::test]
@@ -128,9 +132,12 @@ async fn a_revoked_node_is_refused_at_once() {
     shipping.receipt(&segments[0]).await;
     let asked = v1::RevokeNodeRequest { node_id: agent.node.to_field() };
     collector.admin().await.revoke_node(collector.asked(asked)).await.unwrap();
-    assert_eq!(shipping.answer().await.unwrap_err().code(), Code::Aborted, "the open stream ends");
-    let refused = agent.connect(&collector).await;
-    assert_eq!(refused.err().map(|status| status.code()), Some(Code::PermissionDenied));
+    let ended = shipping.answer().await.unwrap_err();
+    assert!(ended.code() == Code::PermissionDenied && ended.message().contains("revoked"), "{ended}");
+    let refused = agent.connect(&collector).await.err().unwrap();
+    assert_eq!((refused.code(), refused.message()), (ended.code(), ended.message()), "and stays ended");
+    let refused = agent.renew(&collector).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "nor is its certificate renewed");
     let nodes = collector
         .query()
         .await

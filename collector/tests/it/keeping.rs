@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use weir_collector::metrics::Metrics;
 use weir_collector::retention::{Keep, Retention};
-use weir_collector::store::Store;
+use weir_collector::store::{Bundles, Store};
 use weir_collector::store::sqlite::Subject;
 use weir_collector::verify::{Pins, SessionVerifier, Terms};
 use weir_proto::RunId;
@@ -101,7 +101,8 @@ async fn a_bundle_without_a_transaction_is_swept_after_a_day() {
         .restart(async |data| {
             let store = Store::open(data).await.unwrap();
             // As after a kill between PUT and COMMIT.
-            store.bundles.put(weir_collector::clock::unix_ms(), vec![sealed.bytes.clone()]).await.unwrap();
+            let key = Bundles::new_key(weir_collector::clock::unix_ms());
+            store.bundles.clone().put(key, vec![sealed.bytes.clone()]).await.unwrap();
             assert_eq!(files(&objects), 2);
             let keep = Keep { recordings: None, accesses: Duration::from_secs(1 << 30) };
             let retention = Retention { store, keep, metrics: Metrics::default() };

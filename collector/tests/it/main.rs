@@ -9,6 +9,7 @@ mod client;
 mod collector;
 mod crash;
 mod enrolment;
+mod fleet;
 mod ingest;
 mod keeping;
 mod search;

@@ -396,8 +396,7 @@ async fn no_string_breaks_the_search() {
     for round in 0..600 {
         let text: String = (0..1 + draw(9)).map(|_| parts[draw(parts.len())]).collect();
         let text = if round % 10 == 0 { format!("run:{run} {text}") } else { text };
-        let asked =
-            v1::SearchRequest { query: text.clone(), order: (round % 3) as i32, ..Default::default() };
+        let asked = v1::SearchRequest { query: text.clone(), order: round % 3, page: None };
         match query.search(collector.asked(asked)).await {
             Ok(_) => answered += 1,
             Err(status) => assert!(

@@ -82,6 +82,10 @@ fn a_folder_is_shown_played_and_verified_without_a_collector() {
         assert!(said(home, &["runs"]).contains(&recorded.run.to_string()));
         assert!(said(home, &["show", "last"]).contains("SELECT 3  → SELECT 1"));
         assert!(said(home, &["play", "last"]).contains("SELECT 2"));
+        let found = said(home, &["search", "--json", "\"select 2\" run:last"]);
+        assert!(found.lines().count() == 1 && found.contains("SELECT 2"), "{found}");
+        assert_eq!(said(home, &["tail", "--json"]).lines().count(), 3, "a folder ends");
+        assert!(said(home, &["touched", "last"]).contains("10.0.0.9:5432"));
         assert!(said(home, &["verify", "last"]).contains("3 segments checked, 1 closed"));
         assert!(said(home, &["verify", "--node", "local"]).contains("1 complete"));
     }

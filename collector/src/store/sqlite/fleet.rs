@@ -58,7 +58,7 @@ impl SqliteIndex {
             .fetch_one(&self.readers)
             .await?;
         let rows = sqlx::query(
-            "SELECT * FROM node_gap WHERE node_id = ? ORDER BY from_unix_ns DESC, before_entry DESC LIMIT ?",
+            "SELECT * FROM node_gap WHERE node_id = ? ORDER BY before_entry DESC, from_unix_ns DESC LIMIT ?",
         )
         .bind(node)
         .bind(GAPS_SHOWN)
@@ -79,7 +79,7 @@ impl SqliteIndex {
                 sqlx::query(
                     "SELECT g.* FROM run r JOIN node_gap g ON g.node_id = r.node_id WHERE r.id = ?1 AND g.kind <> ?2 \
                      AND g.from_unix_ns <= r.last_unix_ns AND (g.to_unix_ns = 0 OR g.to_unix_ns >= r.first_unix_ns) \
-                     ORDER BY g.from_unix_ns LIMIT ?3",
+                     ORDER BY g.before_entry LIMIT ?3",
                 )
                 .bind(run.as_bytes().to_vec())
                 .bind(Kind::Unreachable as i32)
@@ -89,7 +89,7 @@ impl SqliteIndex {
             }
             (None, Some(node)) => {
                 sqlx::query(
-                    "SELECT * FROM node_gap WHERE node_id = ?1 AND kind <> ?2 ORDER BY from_unix_ns DESC LIMIT ?3",
+                    "SELECT * FROM node_gap WHERE node_id = ?1 AND kind <> ?2 ORDER BY before_entry DESC LIMIT ?3",
                 )
                 .bind(node.as_bytes().to_vec())
                 .bind(Kind::Unreachable as i32)
