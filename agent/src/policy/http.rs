@@ -111,9 +111,8 @@ impl TryFrom<String> for HostPattern {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         let is_address =
             !is_suffix && address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
-        if text.len() > PATTERN_BYTES_MAX
-            || !(is_address || (!name.is_empty() && name.bytes().all(fits) && !name.starts_with('.')))
-        {
+        let is_name = !name.is_empty() && name.bytes().all(fits) && !name.starts_with('.');
+        if text.len() > PATTERN_BYTES_MAX || !(is_address || is_name) {
             return Err(format!(
                 "{text:?} is neither a host name such as \"api.example.com\" nor \"*.example.com\", which means every name \
                  below it; ports belong in the target's `ports`, other alphabets are written as xn--"
