@@ -134,3 +134,7 @@ pub(crate) fn prepare(stream: &TcpStream) {
         tracing::debug!(%error, "socket options");
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
+mod tests;

@@ -100,7 +100,8 @@ impl Flow {
     /// it is gone. Interfaces are numbered by network namespace: ask in the flow's own.
     pub(crate) fn device_name(&self) -> Option<String> {
         let name = nix::net::if_::if_indextoname(self.device()?).ok()?;
-        name.into_string().ok()
+        // nix 0.31 takes the null pointer for an answer. A socket bound to "" is bound to nothing.
+        name.into_string().ok().filter(|name| !name.is_empty())
     }
 
     /// Index of that interface, in the flow's own network namespace.

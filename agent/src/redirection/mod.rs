@@ -11,11 +11,6 @@
 //! Hooks against bypass (datagrams, raw sockets, egress) and further network namespaces come as programs and entrances of
 //! their own; nothing here knows how many there are.
 
-#![allow(
-    dead_code,
-    reason = "part of the surface has its callers in later stories: gates in doctor, detach on command"
-)]
-
 mod attachment;
 mod cgroup;
 mod counters;
@@ -37,16 +32,10 @@ pub(crate) use sys::netns_cookie;
 #[cfg(feature = "kernel-tests")]
 pub(crate) mod kernel_tests;
 
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use attachment::{Otherwise, Redirection, Scope};
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use cgroup::{Cgroup, cgroup_path, find_cgroup2_mount};
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use counters::Counters;
 pub(crate) use error::RedirectionError;
-#[allow(unused_imports, reason = "as above")]
-pub(crate) use flow::{Flow, Form, Who};
-#[allow(unused_imports, reason = "as above")]
+pub(crate) use flow::{Flow, Who};
 pub(crate) use gate::{Gate, GateState};
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use process::{ProcessStart, ProcessStat};

@@ -37,6 +37,10 @@ pub(super) type Accepted = SkStorage<MapData, FlowRecord>;
 /// Every table that user space fills, or reads now and then.
 pub(super) struct Tables {
     pub(super) listeners: SkStorage<MapData, u64>,
+    #[cfg_attr(
+        not(all(test, feature = "kernel-tests")),
+        expect(dead_code, reason = "the programs' own; only tests look into it")
+    )]
     pub(super) tuples: HashMap<MapData, TupleKey, FlowRecord>,
     pub(super) processes: HashMap<MapData, u32, ProcessEntry>,
     pub(super) cgroups: HashMap<MapData, u64, Membership>,

@@ -21,10 +21,6 @@ impl ProcessStart {
         (ns != 0).then_some(Self(ns / NS_PER_TICK))
     }
 
-    pub(crate) const fn from_ticks(ticks: u64) -> Self {
-        Self(ticks)
-    }
-
     pub(crate) const fn ticks(self) -> u64 {
         self.0
     }

@@ -43,6 +43,12 @@ def connect(ip, port):
     talk(opened(ip), ip, port)
 
 
+def each(port, *hosts):
+    """A line for each."""
+    for host in hosts:
+        talk(opened(host), host, port)
+
+
 def held(ip, port):
     """Says something and, at the next line of stdin, goes away without waiting for an answer."""
     sock = opened(ip)
@@ -70,6 +76,34 @@ def bound(ip, port, source, source_port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((source, int(source_port)))
     talk(sock, ip, port)
+
+
+def bound_alone(ip, port, source, source_port):
+    """Does not let anybody else have its port."""
+    sock = opened(ip)
+    sock.bind((source, int(source_port)))
+    talk(sock, ip, port)
+
+
+def connect_exec(ip, port):
+    """Goes on as another program as soon as it is connected, on the connection."""
+    sock = opened(ip)
+    sock.settimeout(None)
+    sock.connect((ip, int(port)))
+    os.dup2(sock.fileno(), 0)
+    os.execvp("cat", ["cat"])
+
+
+def scoped(ip, port, name, bound=None):
+    """A link-local address, with or without (-) its interface; the socket bound to another one, or not."""
+    sock = opened(ip)
+    if bound:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, bound.encode())
+    try:
+        sock.connect((ip, int(port), 0, 0 if name == "-" else socket.if_nametoindex(name)))
+        print(sock.makefile().readline().strip(), flush=True)
+    except OSError as error:
+        print(f"error={errno.errorcode.get(error.errno, error)}", flush=True)
 
 
 def device(ip, port, name):

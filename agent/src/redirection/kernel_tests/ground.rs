@@ -114,8 +114,8 @@ impl Drop for Ground {
 fn watchdog(root: &Path, pins: &Path) -> Child {
     use std::os::unix::process::CommandExt as _;
     let script = r#"sleep "$0"; rm -rf "$1"
-for part in scope/governed scope/sibling scope agent outside .; do
-    [ -f "$2/$part/cgroup.kill" ] && { echo 1 > "$2/$part/cgroup.kill"; sleep 0.2; rmdir "$2/$part"; }
+for cgroup in "$2/scope/governed" "$2/scope/sibling" "$2/scope" "$2/agent" "$2/outside" "$2"; do
+    [ -f "$cgroup/cgroup.kill" ] && { echo 1 > "$cgroup/cgroup.kill"; sleep 0.2; rmdir "$cgroup"; }
 done"#;
     Command::new("sh")
         .args(["-c", script, &WATCHDOG_S.to_string()])

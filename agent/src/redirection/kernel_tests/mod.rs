@@ -2,6 +2,8 @@
 
 mod bypass;
 pub(crate) mod ground;
+mod images;
+pub(crate) mod netns;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
@@ -452,60 +454,6 @@ fn a_full_table_of_connections_loses_none_to_another_destination() {
     let counters = agent.redirection.counters().unwrap();
     assert_eq!(counters.of(Counter::Redirected) - counters.of(Counter::RefusedFull), answered);
     assert_eq!(counters.of(Counter::NoRecord), counters.of(Counter::RefusedFull));
-}
-
-#[test]
-fn without_a_route_connect_fails_as_it_would_directly() {
-    // In a network namespace of its own, which this thread and what it starts are in.
-    let test = || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        ip(&["link", "set", "lo", "up"]);
-        let ground = Ground::new();
-        let agent = ground.agent();
-        let asked =
-            [("198.18.0.1", "198.18.0.0/15"), ("2001:db8::1", "2001:db8::/32"), ("::ffff:198.18.0.1", "")];
-        let answers = || asked.map(|(host, _)| ground.ask(&["connect", host, "80"]));
-        assert_eq!(answers(), ["error=ENETUNREACH"; 3], "only the loopback is up");
-        ip(&["route", "add", "198.18.0.0/15", "dev", "lo"]);
-        ip(&["-6", "route", "add", "2001:db8::/32", "dev", "lo"]);
-        eventually(|| answers().iter().all(|line| line.contains("origin=")));
-        // A socket bound to a device needs no route.
-        let line = ground.ask(&["device", "192.0.2.1", "80", "lo"]);
-        assert_eq!(value(&line, "origin"), "192.0.2.1:80");
-        ip(&["route", "replace", "unreachable", "198.18.0.1/32"]);
-        ip(&["-6", "route", "add", "prohibit", "2001:db8::1/128"]);
-        eventually(|| answers() == ["error=EHOSTUNREACH", "error=EACCES", "error=EHOSTUNREACH"]);
-        // Routes go with their interface, for IPv4 without a word.
-        ip(&["route", "del", "unreachable", "198.18.0.1/32"]);
-        ip(&["link", "set", "lo", "down"]);
-        ip(&["link", "set", "lo", "up"]);
-        eventually(|| answers()[0] == "error=ENETUNREACH");
-        assert!(agent.redirection.counters().unwrap().of(Counter::RefusedNoRoute) >= 7);
-        assert!(
-            agent
-                .redirection
-                .gates()
-                .iter()
-                .any(|gate| gate.name == "no-route" && gate.state == GateState::Holds)
-        );
-    };
-    std::thread::spawn(test).join().unwrap();
-}
-
-fn ip(arguments: &[&str]) {
-    let status = std::process::Command::new("ip").args(arguments).status().unwrap();
-    assert!(status.success(), "ip {}", arguments.join(" "));
-}
-
-/// For what user space learns from the kernel and tells the programs. Bounded in attempts.
-fn eventually(holds: impl Fn() -> bool) {
-    for _ in 0..40 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    panic!("it never came to hold");
 }
 
 #[test]

@@ -15,4 +15,7 @@ mod message;
 mod table;
 mod watch;
 
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
+pub(super) use watch::of_netns;
 pub(super) use watch::{RouteWatch, forget};
