@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Status;
 use weir_proto::{SessionId, v1};
@@ -180,7 +179,7 @@ fn piece(event: v1::Event, ordinal: u64) -> Option<Piece> {
                 v1::Direction::Response => Side::Upstream,
                 v1::Direction::Unspecified => return None,
             };
-            Some(Piece { from, bytes: Bytes::from(data.bytes) })
+            Some(Piece { from, bytes: data.bytes })
         }
         _ => None,
     }

@@ -235,14 +235,17 @@ impl Report {
         let database = self.databases_of.get(&exchange.session_id[..]).cloned().unwrap_or_default();
         let mut access = Access::default();
         if runs {
-            let whole = !operation.text_truncated && !(operation.oversized && operation.text.is_empty());
-            let found = if whole { self.analyst.tables(&operation.text) } else { None };
+            let in_part = operation.text_truncated || (operation.oversized && operation.text.is_empty());
+            // A function called by its number says nothing of tables.
+            let named = operation.verb != "call" && !in_part;
+            let found = if named { self.analyst.tables(&operation.text) } else { None };
             match found {
-                None if !whole => self.cut += 1,
+                None if in_part => self.cut += 1,
                 None => {
                     self.unparsed += 1;
                     if self.unparsed_shown.len() < UNPARSED_SHOWN_MAX {
-                        let shown = operation.text.chars().take(UNPARSED_CHARS_MAX).collect();
+                        let text = if operation.text.is_empty() { &operation.verb } else { &operation.text };
+                        let shown = text.chars().take(UNPARSED_CHARS_MAX).collect();
                         if !self.unparsed_shown.contains(&shown) {
                             self.unparsed_shown.push(shown);
                         }
@@ -392,8 +395,8 @@ mod tests {
                 ("orders", "read, written", 2, 1, 0, 10)
             ]
         );
-        assert_eq!((report.unparsed, report.cut, report.exchanges), (1, 1, 7));
-        assert_eq!(report.unparsed_shown, ["MAKE IT SO"]);
+        assert_eq!((report.unparsed, report.cut, report.exchanges), (2, 1, 7));
+        assert_eq!(report.unparsed_shown, ["MAKE IT SO", "call"]);
         let (_, host) = report.hosts.sorted()[0];
         assert_eq!((host.sessions, host.sent_bytes, host.counts.exchanges), (1, 10, 7));
         assert_eq!(report.databases.sorted()[0].1.denied, 1);

@@ -652,7 +652,7 @@ async fn the_client_searches_follows_and_adds_up() {
         (&lines[0]["statement"], &lines[0]["exchange"]),
         (&"SELECT * FROM customers".into(), &1.into())
     );
-    let lines = said(home, &["search", "--all", "--json", "-denied", "customers"]).await;
+    let lines = said(home, &["search", "-denied", "customers", "-database:x", "--all", "--json"]).await;
     let hit: serde_json::Value = serde_json::from_str(&lines).unwrap();
     assert_eq!(hit["snippets"][0]["highlights"][0], serde_json::json!([14, 9]));
     assert_eq!(said(home, &["search", "nowhere"]).await, "nothing found\n");

@@ -180,7 +180,10 @@ fn tell_node(report: &NodeReport, full: bool, as_json: bool) -> Result<()> {
     for silence in &report.silences {
         let until = silence.to.as_deref().unwrap_or("the log's end");
         let what = if silence.kind == "bypassed" { "unrecorded by request" } else { "no heartbeat" };
-        output::line(format!("{what}: {} from {} to {until} (UTC, by the node's clock)", silence.kind, silence.from))?;
+        output::line(format!(
+            "{what}: {} from {} to {until} (UTC, by the node's clock)",
+            silence.kind, silence.from
+        ))?;
     }
     if report.silences_untold > 0 {
         output::line(format!("no heartbeat: and {} more", output::plural(report.silences_untold, "time")))?;

@@ -97,7 +97,7 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(search::with_negations(std::env::args_os()));
     // One provider for all of TLS; nobody has installed another one before main.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let verifying = matches!(arguments.command, Command::Verify(_));

@@ -1,5 +1,6 @@
 //! `weir search`: exchanges that a query finds.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ const PAGE_HITS: usize = 200;
 #[command(after_help = help())]
 pub(crate) struct Search {
     /// What to look for; without it everything. Put it into single quotes when it has quotation marks or parentheses
-    #[arg(value_name = "QUERY", allow_hyphen_values = true)]
+    #[arg(value_name = "QUERY")]
     query: Vec<String>,
     /// How many at most
     #[arg(long, value_name = "N", default_value_t = 50)]
@@ -52,6 +53,27 @@ pub(crate) fn help() -> String {
          weir search '(customers OR accounts) -select rows:>1000 label.team:db'",
     );
     text
+}
+
+/// `-word` of a query is no option: it is told to the command line as `NOT word`, which means the same. Options stay what
+/// they are, wherever they stand.
+pub(crate) fn with_negations(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut out: Vec<OsString> = arguments.next().into_iter().collect();
+    let (mut is_query, mut options_end) = (false, false);
+    for argument in arguments {
+        let text = argument.to_str().unwrap_or_default();
+        is_query |= matches!(text, "search" | "tail");
+        options_end |= text == "--";
+        match text.strip_prefix('-') {
+            Some(rest)
+                if is_query && !options_end && !rest.is_empty() && !rest.starts_with('-') && rest != "h" =>
+            {
+                out.push(format!("NOT {rest}").into());
+            }
+            _ => out.push(argument),
+        }
+    }
+    out
 }
 
 impl Search {
@@ -144,5 +166,24 @@ impl Progress {
         if std::mem::take(&mut self.shown) {
             eprint!("\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negation_is_not_an_option() {
+        let read = |line: &str| {
+            let words = with_negations(line.split(' ').map(OsString::from));
+            words.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            read("weir --json search a -b -h --limit 3 -x:y"),
+            ["weir", "--json", "search", "a", "NOT b", "-h", "--limit", "3", "NOT x:y"]
+        );
+        assert_eq!(read("weir tail -- -a - --"), ["weir", "tail", "--", "-a", "-", "--"]);
+        assert_eq!(read("weir show -x"), ["weir", "show", "-x"]);
     }
 }

@@ -24,7 +24,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 #[command(after_help = help())]
 pub(crate) struct Tail {
     /// Only what this query finds
-    #[arg(value_name = "QUERY", allow_hyphen_values = true)]
+    #[arg(value_name = "QUERY")]
     query: Vec<String>,
     /// Begin with what ended since: 10m, 1h, 7d before now, or a date and time
     #[arg(long, value_name = "TIME")]

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use weir_proto::v1::{self, Coverage};
 
 use crate::How;
-use crate::client::{Client, PAGE_ROWS, Subject, page, page_at};
 use crate::agents::{gap_json as node_gap_json, gap_text};
+use crate::client::{Client, PAGE_ROWS, Subject, page, page_at};
 use crate::lists::{coverage, process, run_json, session_json};
 use crate::output::{self, address, bytes, id, one_line, outcome, plural, time, time_json};
 
