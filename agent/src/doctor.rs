@@ -125,10 +125,13 @@ pub(crate) fn show_status(status: &Value) {
     println!("ready     {}", text(&status["ready"]));
     println!("scope     {}", text(&status["scope"]));
     println!("sessions  {} open", text(&status["open_sessions"]));
+    show_collector(&status["recording"]["collector"]);
     show_policy(&status["policy"]);
     for section in ["recording", "kernel"] {
         println!("\n{section}");
-        for (name, value) in status[section].as_object().into_iter().flatten() {
+        let told = |name: &String| name != "collector";
+        let values = status[section].as_object().into_iter().flatten();
+        for (name, value) in values.filter(|(name, _)| told(name)) {
             println!("  {name:<28} {}", text(value));
         }
     }
@@ -144,6 +147,25 @@ pub(crate) fn show_status(status: &Value) {
         );
     }
     show_gates(&status["gates"]);
+}
+
+fn show_collector(collector: &Value) {
+    if !collector.is_object() {
+        return;
+    }
+    let state = if collector["connected"] == true { "connected" } else { "AWAY: the spool keeps everything" };
+    println!("collector {} {state}", text(&collector["address"]));
+    if let Some(error) = collector["error"].as_str() {
+        println!("          {error}");
+    }
+    let ends = collector["certificate_not_after_unix"].as_i64().and_then(|unix| {
+        let time = time::OffsetDateTime::from_unix_timestamp(unix).ok()?;
+        time.format(&time::format_description::well_known::Rfc3339).ok()
+    });
+    println!("          certificate until {}", ends.unwrap_or_else(|| "?".to_owned()));
+    if let Some(error) = collector["renewal_error"].as_str() {
+        println!("          NOT renewed: {error}");
+    }
 }
 
 fn show_policy(policy: &Value) {
