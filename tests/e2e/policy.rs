@@ -173,6 +173,42 @@ fn a_bypass_lets_through_for_its_time_is_on_record_and_outlives_nobody() {
 }
 
 #[test]
+fn a_bypass_that_nobody_is_on_record_for_does_not_go_on() {
+    let site = Site::new(true).unwrap();
+    let collector = Collector::start(&site).unwrap();
+    let echo = Echo::start("127.0.0.1").unwrap();
+    let mut agent = Agent::start(&site, &collector, "").unwrap();
+    let mut caller = caller(&agent, "orphaned", &echo);
+    let begin = |agent: &mut Agent| {
+        run(&mut ask(agent, &["bypass", "--for", "1h", "--reason", "to be forgotten"])).unwrap();
+        agent.stop(Signal::SIGKILL).unwrap();
+    };
+
+    begin(&mut agent);
+    fs::remove_file(agent.state().join("bypass.json")).unwrap();
+    agent.resume().unwrap();
+    assert_eq!(agent.status().unwrap()["bypass"], Value::Null);
+    assert_eq!(caller.ask("recorded").unwrap(), "echo: recorded");
+
+    // Its file opens nothing where the kernel knows of none.
+    begin(&mut agent);
+    run(&mut ask(&agent, &["detach"])).unwrap();
+    agent.resume().unwrap();
+    assert_eq!(agent.status().unwrap()["bypass"], Value::Null);
+    assert_eq!(caller.ask("recorded too").unwrap(), "echo: recorded too");
+    assert!(caller.end().unwrap().success());
+
+    assert_eq!(collector.settled("orphaned", 2).unwrap().count("sessions"), 2);
+    let node = collector.node().unwrap();
+    let checked = eventually("the log tells how both ended", || {
+        let checked = collector.verify(&["--node", &node])?;
+        Ok((checked.said.contains("unaccounted") && checked.said.contains("hooks-gone")).then_some(checked))
+    })
+    .unwrap();
+    assert!(checked.holds(), "{}", checked.said);
+}
+
+#[test]
 fn rules_for_http_hold_whatever_the_spelling_and_refuse_what_is_no_http() {
     let site = Site::new(true).unwrap();
     let collector = Collector::start(&site).unwrap();
