@@ -21,3 +21,7 @@ pub(crate) use process::{Process, cgroup_of};
 pub(crate) use rules::Select;
 pub(crate) use run::{NewRun, Root, Run, host_name};
 pub(crate) use runs::{Chosen, Runs, RunsError, runs_dir};
+
+#[cfg(test)]
+#[cfg(feature = "kernel-tests")]
+mod tests;

@@ -129,7 +129,7 @@ done"#;
 pub(crate) struct Client(Child);
 
 impl Client {
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
