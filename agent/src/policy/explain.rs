@@ -14,6 +14,8 @@ use super::targets::{Access, Fallback, Mode};
 pub(crate) struct Explanation {
     target: String,
     connection: Ruling,
+    /// A request was asked about, and not only the connection.
+    is_of_request: bool,
     /// Of the request that was asked about; without one, of traffic that is not HTTP.
     then: Vec<(String, Ruling)>,
 }
@@ -53,6 +55,7 @@ pub(crate) fn request(text: &str) -> Result<Http, NotARequest> {
 /// Asks the rules.
 pub(crate) fn explain(snapshot: &Snapshot, destination: SocketAddr, http: Option<Http>) -> Explanation {
     let (at, connection) = snapshot.connection(destination);
+    let is_of_request = http.is_some();
     let then = match http {
         _ if connection.denied.is_some() => Vec::new(),
         Some(request) => vec![("request".to_owned(), snapshot.operation(at, &Operation::Http(request)))],
@@ -67,13 +70,15 @@ pub(crate) fn explain(snapshot: &Snapshot, destination: SocketAddr, http: Option
             .collect(),
     };
     let target = at.map_or_else(String::new, |_| snapshot.rule_name(at).to_string());
-    Explanation { target, connection, then }
+    Explanation { target, connection, is_of_request, then }
 }
 
 impl Explanation {
     /// Everything asked about would be let through.
     pub(crate) fn is_allowed(&self) -> bool {
-        self.rulings().all(|(_, ruling)| ruling.denied.is_none())
+        let then = self.then.iter().filter(|_| self.is_of_request);
+        self.connection.denied.is_none()
+            && then.map(|(_, ruling)| ruling).all(|ruling| ruling.denied.is_none())
     }
 
     pub(crate) fn to_json(&self) -> Value {
