@@ -140,9 +140,18 @@ fn clock_text(node: &v1::NodeSummary) -> String {
     }
 }
 
+/// As given out here; of a node that an earlier version enrolled, as it says itself. 0 = not known.
+fn not_after_unix(node: &v1::NodeSummary) -> i64 {
+    match (node.certificate_not_after_unix, &node.agent) {
+        (0, Some(agent)) => agent.certificate_not_after_unix,
+        (known, _) => known,
+    }
+}
+
 fn certificate(node: &v1::NodeSummary) -> String {
-    let left = node.certificate_not_after_unix.saturating_sub(clock::unix_ms() / 1000);
-    match node.certificate_not_after_unix {
+    let not_after = not_after_unix(node);
+    let left = not_after.saturating_sub(clock::unix_ms() / 1000);
+    match not_after {
         0 => String::new(),
         _ if left <= 0 => "EXPIRED".to_owned(),
         _ if left >= 2 * DAY_SECONDS => format!("{} days", left / DAY_SECONDS),
@@ -164,12 +173,12 @@ fn warnings(node: &v1::NodeSummary) -> Vec<String> {
         return warnings;
     }
     let now = clock::unix_ms() / 1000;
-    let left = node.certificate_not_after_unix.saturating_sub(now);
-    if node.certificate_not_after_unix != 0 && left <= 0 {
+    let left = not_after_unix(node).saturating_sub(now);
+    if not_after_unix(node) != 0 && left <= 0 {
         warnings.push(
             "its certificate has ended: `weir join-token`, then `weir-agent join --again` there".to_owned(),
         );
-    } else if node.certificate_not_after_unix != 0 && left < CERTIFICATE_LEFT_SECONDS_MIN && !node.connected {
+    } else if not_after_unix(node) != 0 && left < CERTIFICATE_LEFT_SECONDS_MIN && !node.connected {
         warnings.push("it is away, and its certificate ends soon".to_owned());
     }
     if let Some(agent) = &node.agent {
@@ -178,9 +187,6 @@ fn warnings(node: &v1::NodeSummary) -> Vec<String> {
             warnings.push(format!(
                 "the sealing keys that it holds reach {days} days ahead; it must reach the collector"
             ));
-        }
-        for gate in agent.gates.iter().filter(|gate| gate.state() == State::Weakened) {
-            warnings.push(format!("gate {} is weakened: {}", gate.name, gate.detail));
         }
     }
     if node.clock_known && node.clock_offset_ms.saturating_abs() > OFFSET_MS_MAX {
@@ -212,10 +218,10 @@ fn in_full(node: &v1::NodeSummary) -> Result<()> {
     )?;
     say("log", plural(node.node_entries, "entry").replace("entrys", "entries"))?;
     say("clock", clock_text(node))?;
-    if node.certificate_not_after_unix != 0 {
+    if not_after_unix(node) != 0 {
         say(
             "certificate",
-            format!("until {} UTC", time(node.certificate_not_after_unix.saturating_mul(1_000_000_000))),
+            format!("until {} UTC", time(not_after_unix(node).saturating_mul(1_000_000_000))),
         )?;
     }
     if let Some(agent) = &node.agent {
@@ -328,7 +334,7 @@ fn agent_json(node: &v1::NodeSummary) -> Value {
         "alerts": node.alerts,
         "clock_synchronized": node.clock_synchronized,
         "clock_offset_ms": node.clock_known.then_some(node.clock_offset_ms),
-        "certificate_not_after": seconds(node.certificate_not_after_unix),
+        "certificate_not_after": seconds(not_after_unix(node)),
         "signing_key": hex::encode(&node.signing_key),
         "agent": agent,
         "gap_count": node.gap_count,
