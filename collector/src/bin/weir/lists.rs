@@ -210,6 +210,7 @@ pub(crate) fn session_json(session: &v1::SessionSummary) -> Value {
         "process": session.process.as_ref().map(|p| json!({
             "boot_id": p.boot_id, "pid": p.pid, "start_time_ns": p.start_time_ns, "uid": p.uid, "gid": p.gid, "comm": p.comm,
             "executable": p.executable, "argv": p.argv, "cgroup": p.cgroup,
+            "executable_sha256": hex::encode(&p.executable_sha256), "container": p.container,
         })),
         "opened": time_json(session.opened_unix_ns),
         "closed": time_json(session.closed_unix_ns),

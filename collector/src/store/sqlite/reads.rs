@@ -116,7 +116,10 @@ impl SqliteIndex {
             query.push(" AND first_unix_ns < ").push_bind(to);
         }
         if let Some(principal) = &filter.principal {
-            query.push(" AND principal_subject = ").push_bind(principal.clone());
+            // "uid:1000" is everybody of that user, whatever executable its first process ran; `;` comes after `:`.
+            query.push(" AND (principal_subject = ").push_bind(principal.clone());
+            query.push(" OR (principal_subject >= ").push_bind(format!("{principal} sha256:"));
+            query.push(" AND principal_subject < ").push_bind(format!("{principal} sha256;")).push("))");
         }
         if let Some(part) = &filter.id_part {
             push_id_part(&mut query, "run.id", part);
