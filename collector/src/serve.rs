@@ -159,7 +159,7 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         ingest: Some(ingest),
         query: QueryService {
             access: access.clone(),
-            searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }).await?,
+            searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }, shutdown.clone()).await?,
             reading: Reading { store: store.clone(), keys: keys.clone() },
             connected: connected.clone(),
         },

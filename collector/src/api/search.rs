@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use weir_proto::{SessionId, v1};
 use weir_protocols::seam::Side;
@@ -44,11 +45,13 @@ pub struct Searching {
     pub(super) key: Arc<CursorKey>,
     turns: Arc<Semaphore>,
     pub(super) tails: Arc<Semaphore>,
+    /// What goes on for ever ends with it.
+    pub(super) shutdown: CancellationToken,
 }
 
 impl Searching {
     /// Cursors stay valid over a restart: their key is kept.
-    pub async fn open(reading: Reading) -> Result<Self, StoreError> {
+    pub async fn open(reading: Reading, shutdown: CancellationToken) -> Result<Self, StoreError> {
         let drawn = new_secret().map_err(|_| StoreError::Damaged("the system's randomness"))?;
         let key = reading.store.index.meta_set_once(CURSOR_KEY, drawn.as_bytes()).await?;
         Ok(Self {
@@ -56,6 +59,7 @@ impl Searching {
             key: Arc::new(CursorKey::new(&key)),
             turns: Arc::new(Semaphore::new(SEARCHES_MAX)),
             tails: Arc::new(Semaphore::new(super::tail::TAILS_MAX)),
+            shutdown,
         })
     }
 

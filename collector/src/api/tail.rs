@@ -38,9 +38,8 @@ pub async fn tail(searching: &Searching, asked: v1::TailRequest) -> Result<Recei
             let extent = index.search_extent().await.map_err(store_status)?;
             let (first, since) = match asked.since_unix_ns {
                 0 => (extent.next, i64::MIN),
-                // An exchange ends in the hour it was asked in, or later; one that runs for hours ends with a later id.
                 since => {
-                    (index.search_from(since).await.map_err(store_status)?.unwrap_or(extent.next), since)
+                    (index.received_from(since).await.map_err(store_status)?.unwrap_or(extent.next), since)
                 }
             };
             Position { now_ns: now_ns(), at: [first.saturating_sub(1), since, 0] }
@@ -53,11 +52,13 @@ pub async fn tail(searching: &Searching, asked: v1::TailRequest) -> Result<Recei
     let follow = !asked.no_follow;
     tokio::spawn(async move {
         let _permit = permit;
-        // The reader may go away at any time, also while nothing ends.
+        // The reader or the collector may go away at any time, also while nothing ends.
         let to = tail.to.clone();
+        let shutdown = tail.searching.shutdown.clone();
         let done = tokio::select! {
             done = tail.run(follow) => done,
             () = to.closed() => Ok(()),
+            () = shutdown.cancelled() => Err(Status::unavailable("the collector is stopping")),
         };
         if let Err(status) = done {
             let _ = tail.to.send(Err(status)).await;

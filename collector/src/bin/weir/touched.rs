@@ -116,7 +116,7 @@ fn tell(report: &Report) -> Result<()> {
     section("PATH", &report.paths, |key| [key.path.clone(), key.host.clone()])?;
     if report.unparsed + report.cut > 0 {
         output::line(format!(
-            "\nthe tables of {} are not known: {} unparsed, {} recorded only in part",
+            "\nthe tables of {} are not known: {} unparsed, {} not kept whole",
             plural(report.unparsed + report.cut, "statement"),
             report.unparsed,
             report.cut

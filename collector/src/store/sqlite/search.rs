@@ -36,6 +36,8 @@ const RARE_EXCHANGES_MAX: i64 = 2_000;
 const MEANT_MAX: usize = 16;
 /// Shortest end of an id that is taken for one.
 const ID_END_DIGITS_MIN: usize = 4;
+/// How far a node's clock may be ahead of this one's before what just ended there counts as later.
+const CLOCKS_APART_MS_MAX: i64 = 10 * 60 * 1000;
 const NS_PER_HOUR: i64 = 3_600_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -119,16 +121,16 @@ impl SqliteIndex {
         Ok(Extent { next, indexed: waiting.unwrap_or(next), indexed_to_ms: row.try_get("received_ms")? })
     }
 
-    /// The first id of what was asked at that hour or later, or arrived with it.
-    pub async fn search_from(&self, unix_ns: i64) -> Result<Option<i64>, StoreError> {
+    /// The first id of what was received at that time or later; what ended then was not received before. `None`: nothing was.
+    pub async fn received_from(&self, unix_ns: i64) -> Result<Option<i64>, StoreError> {
         let row = sqlx::query(
-            "SELECT min(first_exchange) AS first FROM segment WHERE id = (SELECT id FROM segment WHERE exchanges > 0 AND id >= \
-             (SELECT min(first_segment) FROM asked_hour WHERE hour >= ?) ORDER BY id LIMIT 1)",
+            "SELECT first_exchange FROM segment WHERE id = (SELECT id FROM segment WHERE exchanges > 0 AND received_ms >= ? \
+             ORDER BY received_ms, id LIMIT 1)",
         )
-        .bind(unix_ns.div_euclid(NS_PER_HOUR))
-        .fetch_one(&self.readers)
+        .bind((unix_ns / 1_000_000).saturating_sub(CLOCKS_APART_MS_MAX))
+        .fetch_optional(&self.readers)
         .await?;
-        Ok(row.try_get("first")?)
+        row.map(|row| Ok(row.try_get("first_exchange")?)).transpose()
     }
 
     /// When the exchange of this id, or the next one, was asked.
