@@ -177,7 +177,7 @@ async fn tokens_credentials_and_refusals() {
         (&["show", "last"][..], "no runs yet"),
         (&["show", "abcd"][..], "weir runs"),
         (&["show", "x y"][..], "hex digits"),
-        (&["verify", "--node", "nobody"][..], "weir nodes"),
+        (&["verify", "--node", "nobody"][..], "weir agents"),
     ] {
         let output = weir(home, arguments).await;
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
