@@ -122,7 +122,7 @@ impl Journal {
 
     /// Appends one record: `write` fills its payload in place. Once this returns, a kill does not lose it.
     pub(crate) fn append(&self, what: &Append, write: impl FnOnce(&mut [u8])) -> Result<(), Full> {
-        self.appending().append(what, write)
+        self.appending().append(what, write, &[])
     }
 
     /// For several records in a row.
@@ -212,8 +212,13 @@ impl Journal {
 }
 
 impl Appending<'_> {
-    /// As [`Journal::append`].
-    pub(crate) fn append(&mut self, what: &Append, write: impl FnOnce(&mut [u8])) -> Result<(), Full> {
+    /// As [`Journal::append`]. `body` is the end of the payload, `write` fills what is before it.
+    pub(crate) fn append(
+        &mut self,
+        what: &Append,
+        write: impl FnOnce(&mut [u8]),
+        body: &[u8],
+    ) -> Result<(), Full> {
         let Self { journal, tail } = self;
         let map = &journal.map;
         let ring = journal.capacity();
@@ -232,9 +237,12 @@ impl Appending<'_> {
         if from != tail.position {
             map.length_word(at).store(0, Ordering::Relaxed);
         }
+        let body_from = RECORD_HEADER_BYTES + what.payload - body.len();
         // SAFETY: the append lock is held, and the range is free: it lies between `published` and `reclaimed` + ring.
+        unsafe { map.put(at + body_from, body) };
+        // SAFETY: as before.
         let record = unsafe { map.write(at, RECORD_HEADER_BYTES + what.payload) };
-        write(&mut record[RECORD_HEADER_BYTES..]);
+        write(&mut record[RECORD_HEADER_BYTES..body_from]);
         put_head(record, from, &RecordHead { session: what.session, at_ns: what.at_ns, flags: what.flags });
         map.length_word(at).store(what.payload as u32, Ordering::Release);
         if from != tail.position {

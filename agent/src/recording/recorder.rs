@@ -201,7 +201,7 @@ impl Shared {
         let mut appending = journal.appending();
         for part in batch.parts() {
             let what = Append { session, at_ns: part.at_ns, flags: 0, payload: part.len(), closing: false };
-            full = appending.append(&what, |room| part.copy_to(room));
+            full = appending.append(&what, |room| room.copy_from_slice(part.head()), part.body());
             if full.is_err() {
                 break;
             }
