@@ -284,7 +284,7 @@ impl Scribe {
         let Some(open) = self.sessions.get_mut(&session) else { return Ok(()) };
         let journal = &self.shared.journals[open.journal];
         let wall = clock::anchor();
-        let mut cut = Cut::new(journal.id(), 0);
+        let mut cut = Cut::in_memory(std::mem::take(&mut self.sealing.memory), journal.id(), 0);
         let pending = std::mem::take(&mut open.pending);
         open.bytes = 0;
         for position in pending {
@@ -294,7 +294,7 @@ impl Scribe {
             };
             if !cut.takes(record.payload.len()) {
                 self.sealing.seal(&mut open.chain, &cut, false, wall)?;
-                cut = Cut::new(journal.id(), record.from);
+                cut = Cut::in_memory(cut.into_memory(), journal.id(), record.from);
                 open.pending.clear();
                 open.bytes = 0;
             }
@@ -310,6 +310,7 @@ impl Scribe {
             open.pending.clear();
             open.bytes = 0;
         }
+        self.sealing.memory = cut.into_memory();
         Ok(())
     }
 

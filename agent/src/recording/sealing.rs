@@ -51,6 +51,16 @@ impl Cut {
         Self { plain: Vec::new(), events: 0, first_ns: 0, last_ns: 0, journal }
     }
 
+    /// A cut in memory that another one has used.
+    pub(super) fn in_memory(mut plain: Vec<u8>, journal: [u8; 16], position: u64) -> Self {
+        plain.clear();
+        Self { plain, ..Self::new(journal, position) }
+    }
+
+    pub(super) fn into_memory(self) -> Vec<u8> {
+        self.plain
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.plain.is_empty()
     }
@@ -97,6 +107,8 @@ pub(super) struct Sealing {
     pub(super) generation: Generation,
     pub(super) batch: Vec<Spooled>,
     pub(super) batch_bytes: usize,
+    /// For the next cut: a segment's plaintext is long enough that getting memory for each is felt.
+    pub(super) memory: Vec<u8>,
     fast: bool,
     counters: Arc<Counters>,
 }
@@ -114,6 +126,7 @@ impl Sealing {
             generation,
             batch: Vec::new(),
             batch_bytes: 0,
+            memory: Vec::new(),
             fast: false,
             counters,
         }
