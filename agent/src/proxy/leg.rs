@@ -17,6 +17,8 @@ const READ_BYTES_MIN: usize = 4 * 1024;
 pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
 /// The largest read buffer that a connection keeps while nothing arrives.
 const READ_BYTES_KEPT: usize = 16 * 1024;
+/// After so many reads in a row that needed less than a quarter of it, the read buffer gets smaller.
+const SMALL_READS_MAX: u32 = 4;
 /// A read buffer with less room than this is replaced: slices of small reads share one allocation, so that what waits in a
 /// queue costs about what it holds.
 const READ_ROOM_MIN: usize = 1024;
@@ -26,6 +28,7 @@ pub(super) struct Leg {
     pub(super) stream: TcpStream,
     read_buffer: BytesMut,
     read_bytes_next: usize,
+    small_reads: u32,
     pub(super) out: VecDeque<Bytes>,
     pub(super) out_bytes: usize,
     /// No more bytes come from this side (FIN or reset).
@@ -45,6 +48,7 @@ impl Leg {
             stream,
             read_buffer: BytesMut::new(),
             read_bytes_next: READ_BYTES_MIN,
+            small_reads: 0,
             out: VecDeque::new(),
             out_bytes: 0,
             read_ended: false,
@@ -68,6 +72,11 @@ impl Leg {
 
     /// One read: empty at the end. Pending, the task is woken when something is there.
     pub(super) fn read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        // While nothing is there, there is no large buffer either.
+        if self.stream.poll_read_ready(context).is_pending() {
+            self.give_back();
+            return Poll::Pending;
+        }
         if self.read_buffer.capacity() - self.read_buffer.len() < READ_ROOM_MIN {
             // Reclaims the allocation when nobody holds a slice of it any more; else a new one of the size in use.
             self.read_buffer.reserve(self.read_bytes_next);
@@ -77,20 +86,36 @@ impl Leg {
         let read = pin!(self.stream.read_buf(&mut self.read_buffer)).poll(context);
         match read {
             Poll::Ready(Ok(read)) => {
-                if read >= room {
-                    self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
-                }
+                self.learn(read, room);
                 Poll::Ready(Ok(self.read_buffer.split().freeze()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                // An idle connection keeps no large buffer.
-                if self.read_buffer.capacity() > READ_BYTES_KEPT {
-                    self.read_buffer = BytesMut::new();
-                    self.read_bytes_next = READ_BYTES_MIN;
-                }
+                self.give_back();
                 Poll::Pending
             }
+        }
+    }
+
+    /// The size that reads like this one want. Slices of small reads must not each hold a large buffer.
+    fn learn(&mut self, read: usize, room: usize) {
+        if read >= room {
+            self.read_bytes_next = (self.read_bytes_next * 4).min(READ_BYTES_MAX);
+        }
+        if read > self.read_bytes_next / 4 {
+            self.small_reads = 0;
+            return;
+        }
+        self.small_reads += 1;
+        if self.small_reads >= SMALL_READS_MAX {
+            self.small_reads = 0;
+            self.read_bytes_next = (self.read_bytes_next / 4).max(READ_BYTES_MIN);
+        }
+    }
+
+    fn give_back(&mut self) {
+        if self.read_buffer.capacity() > READ_BYTES_KEPT {
+            self.read_buffer = BytesMut::new();
         }
     }
 
