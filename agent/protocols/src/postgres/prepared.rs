@@ -130,6 +130,8 @@ impl Portal {
 /// Names of one kind. `V` is shared with the requests that use it.
 #[derive(Debug)]
 pub(crate) struct Table<V> {
+    /// The empty name, which most messages use.
+    unnamed: Slot<V>,
     slots: HashMap<Bytes, Slot<V>>,
     next: u64,
     /// A name was not remembered: an unknown one may be it.
@@ -140,6 +142,18 @@ pub(crate) struct Table<V> {
 struct Slot<V> {
     confirmed: Option<Meaning<V>>,
     pending: VecDeque<Pending<V>>,
+}
+
+impl<V> Default for Slot<V> {
+    fn default() -> Self {
+        Self { confirmed: None, pending: VecDeque::new() }
+    }
+}
+
+impl<V> Slot<V> {
+    fn is_vacant(&self) -> bool {
+        self.confirmed.is_none() && self.pending.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -175,14 +189,15 @@ pub(crate) enum Found<V> {
 
 impl<V> Default for Table<V> {
     fn default() -> Self {
-        Self { slots: HashMap::new(), next: 0, overflowed: false }
+        Self { unnamed: Slot::default(), slots: HashMap::new(), next: 0, overflowed: false }
     }
 }
 
 impl<V> Table<V> {
     pub(crate) fn find(&self, name: &[u8], batch: u64) -> Found<V> {
         let Key::Exact(name) = key(name) else { return Found::Forgotten };
-        let Some(slot) = self.slots.get(name) else { return self.unknown() };
+        let slot = if name.is_empty() { Some(&self.unnamed) } else { self.slots.get(name) };
+        let Some(slot) = slot.filter(|slot| !slot.is_vacant()) else { return self.unknown() };
         let known = |to: &Option<Meaning<V>>| match to {
             Some(Meaning::Known(v)) => Found::Known(v.clone()),
             Some(Meaning::Forgotten) => Found::Forgotten,
@@ -213,7 +228,7 @@ impl<V> Table<V> {
             Key::Beginning(name) => (name, Some(Meaning::Forgotten)),
             Key::Converted => return change,
         };
-        if !self.slots.contains_key(name) {
+        if self.slot(name).is_none_or(|slot| slot.is_vacant()) {
             if closes {
                 return change;
             }
@@ -221,13 +236,18 @@ impl<V> Table<V> {
                 self.overflowed = true;
                 return change;
             }
-            let slot = Slot { confirmed: None, pending: VecDeque::new() };
-            self.slots.insert(Bytes::copy_from_slice(name), slot);
+            if !name.is_empty() {
+                self.slots.insert(Bytes::copy_from_slice(name), Slot::default());
+            }
         }
-        if let Some(slot) = self.slots.get_mut(name) {
+        if let Some(slot) = self.slot(name) {
             slot.pending.push_back(Pending { change, batch, to });
         }
         change
+    }
+
+    fn slot(&mut self, name: &[u8]) -> Option<&mut Slot<V>> {
+        if name.is_empty() { Some(&mut self.unnamed) } else { self.slots.get_mut(name) }
     }
 
     /// The server did it.
@@ -242,6 +262,7 @@ impl<V> Table<V> {
 
     /// What is confirmed is gone: a transaction's end takes portals, `DEALLOCATE ALL` takes statements.
     pub(crate) fn clear_confirmed(&mut self) {
+        self.unnamed.confirmed = None;
         if self.slots.is_empty() {
             return;
         }
@@ -253,12 +274,12 @@ impl<V> Table<V> {
 
     fn settle(&mut self, name: &[u8], change: Change, apply: impl FnOnce(&mut Slot<V>, Option<Meaning<V>>)) {
         let (Key::Exact(name) | Key::Beginning(name)) = key(name) else { return };
-        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(slot) = self.slot(name) else { return };
         let Some(place) = slot.pending.iter().position(|pending| pending.change == change) else { return };
         if let Some(pending) = slot.pending.remove(place) {
             apply(slot, pending.to);
         }
-        if slot.pending.is_empty() && slot.confirmed.is_none() {
+        if slot.is_vacant() && !name.is_empty() {
             self.slots.remove(name);
         }
     }
