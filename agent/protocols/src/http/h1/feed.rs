@@ -127,6 +127,12 @@ impl Feed {
         (self.at, self.noted, self.sent) = (0, 0, 0);
     }
 
+    /// Nothing of the last read belonged to what came before. Behind a body that the other side takes slowly the next read
+    /// may be long in coming, through no fault of this one.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.at == 0
+    }
+
     pub(crate) fn buffered(&self) -> usize {
         self.rest().len()
     }

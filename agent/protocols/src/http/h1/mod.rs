@@ -187,7 +187,8 @@ impl Http1 {
             if withdrawn {
                 out.push(Effect::Withdraw(open.exchange.id));
             }
-            let outcome = if open.is_answered { open.exchange.outcome() } else { outcome };
+            let outcome =
+                if open.is_answered && !open.is_refused() { open.exchange.outcome() } else { outcome };
             open.exchange.finish(outcome, now, out);
         }
         (self.sending, self.held) = (0, 0);

@@ -2,9 +2,9 @@
 
 use super::super::answer;
 use super::open::Standing;
-use super::{Http1, Requests, Responses};
+use super::{Http1, Requests};
 use crate::note::Outcome;
-use crate::seam::{Cause, Effect, Effects, Instant, Side};
+use crate::seam::{Effect, Effects, Instant, Side};
 
 impl Http1 {
     /// As far as verdicts go. Says whether anything moved.
@@ -85,16 +85,8 @@ impl Http1 {
             return false;
         }
         if open.is_answered {
-            // Its body is still being dropped; or the server has answered what then broke off.
-            let closes = open.closes_if_refused;
-            if closes {
-                self.linger(now, out);
-            }
-            return closes;
-        }
-        if matches!(self.responses, Responses::Body(_)) {
-            self.abort(Cause::Limit(Side::Client, "malformed-request"), now, out);
-            return true;
+            // Its body is still being dropped.
+            return false;
         }
         let closes = open.closes_if_refused;
         let answer = match &open.standing {

@@ -6,10 +6,10 @@ use super::super::exchange::{Exchange, session_facts};
 use super::super::message::{Malformed, RequestHead};
 use super::body::{BodyReader, Step};
 use super::open::{Open, Standing};
-use super::{Http1, Requests, head};
+use super::{Http1, Phase, Requests, Responses, head};
 use crate::note::Note;
 use crate::operation::Operation;
-use crate::seam::{Effect, Effects, ExchangeId, Instant, Side};
+use crate::seam::{Cause, Effect, Effects, ExchangeId, Instant, Side};
 
 const CLIENT: Side = Side::Client;
 
@@ -17,7 +17,12 @@ impl Http1 {
     /// As far as the bytes at hand go. Says whether anything was read.
     pub(super) fn read_requests(&mut self, now: Instant, out: &mut Effects) -> bool {
         let mut moved = false;
-        while !self.is_full() {
+        while self.phase == Phase::Running {
+            if self.is_full() {
+                // Nobody can say that the client is late while it is not read.
+                self.head_since[CLIENT.index()] = None;
+                break;
+            }
             let further = match &self.requests {
                 Requests::Head => self.read_request_head(now, out),
                 Requests::Body(_) => self.read_request_body(now, out),
@@ -49,7 +54,7 @@ impl Http1 {
                 true
             }
             Ok(None) => {
-                if self.client.buffered() > 0 {
+                if self.client.buffered() > 0 && self.client.is_at_start() {
                     self.head_since[CLIENT.index()].get_or_insert(now);
                 }
                 false
@@ -153,11 +158,19 @@ impl Http1 {
             out.push(Effect::Withdraw(open.exchange.id));
         }
         if !open.is_refused() {
-            open.exchange.malformed(fault);
+            if open.is_answered {
+                open.exchange.cut_short(fault);
+            } else {
+                open.exchange.malformed(fault);
+            }
             open.standing = Standing::Malformed(fault);
         }
         open.is_whole = true;
         open.closes_if_refused = true;
+        let is_being_answered = open.is_answered || matches!(self.responses, Responses::Body(_));
+        if self.open.len() == 1 && is_being_answered {
+            self.abort(Cause::Limit(CLIENT, "malformed-request"), now, out);
+        }
     }
 
     pub(super) fn late_request(&mut self, now: Instant, out: &mut Effects) {

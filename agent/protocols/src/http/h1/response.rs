@@ -62,7 +62,9 @@ impl Http1 {
                 true
             }
             Ok(None) => {
-                self.head_since[UPSTREAM.index()].get_or_insert(now);
+                if self.upstream.is_at_start() {
+                    self.head_since[UPSTREAM.index()].get_or_insert(now);
+                }
                 false
             }
             Err((fault, begun)) => {

@@ -84,6 +84,16 @@ fn a_late_head_waits_for_its_turn() {
     assert!(told.starts_with(&format!("{OK}HTTP/1.1 408 ")), "{told}");
 }
 
+/// While the other side takes its time with what came before, nobody is late.
+#[test]
+fn half_a_head_behind_a_body_is_not_late_yet() {
+    let mut play = Playbook::new();
+    play.client(GET.repeat(2)).server(format!("{OK}HTTP/1.1 2"));
+    assert!(!play.waits());
+    play.server("0");
+    assert!(play.waits());
+}
+
 #[test]
 fn pipelined_requests_wait_unread() {
     let mut play = Playbook::new();

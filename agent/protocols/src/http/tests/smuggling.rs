@@ -213,6 +213,12 @@ fn a_request_that_breaks_while_it_is_answered_ends_the_connection() {
     play.server("HTTP/1.1 200 OK\r\n\r\nbegun").client("z\r\n");
     assert_eq!(play.aborted, Some(Cause::Limit(Client, "malformed-request")));
     assert_eq!(play.endings(), [(1, Outcome::Denied)]);
+    // The answer is whole already.
+    let mut play = Playbook::new();
+    play.client("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    play.server("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").client("z\r\n");
+    assert_eq!(play.aborted, Some(Cause::Limit(Client, "malformed-request")));
+    play.ended(1, Outcome::Denied, "200", "a chunk's size is no number, or beyond all measure");
 }
 
 #[test]
