@@ -6,9 +6,9 @@
 
 pub mod secret;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
 use crate::clock;
@@ -72,13 +72,12 @@ impl Caller {
 pub struct Access {
     index: Index,
     metrics: Metrics,
-    /// Strangers write their line one after the other: a flood of them must not keep the writer from ingest.
-    strangers: Arc<Semaphore>,
+    strangers: Arc<Strangers>,
 }
 
 impl Access {
     pub fn new(index: Index, metrics: Metrics) -> Self {
-        Self { index, metrics, strangers: Arc::new(Semaphore::new(1)) }
+        Self { index, metrics, strangers: Arc::default() }
     }
 
     /// Lets a call in, with its message, or refuses it; either way the access log has it first.
@@ -102,19 +101,16 @@ impl Access {
             Some(_) => None,
         };
         let subject: String = subject(&message).chars().take(SUBJECT_CHARS_MAX).collect();
-        let entry = AccessEntry {
-            unix_ms: clock::unix_ms(),
-            who: caller.as_ref().map_or("", Caller::name),
-            call: call.name,
-            subject: &subject,
-            allowed: refusal.is_none(),
-        };
-        let _turn = match caller {
-            None => self.strangers.acquire().await.ok(),
-            Some(_) => None,
-        };
         // Without its line in the log no call is answered.
-        self.index.access_log(&entry).await.map_err(|error| failed(&error))?;
+        let logged = match &caller {
+            Some(caller) => {
+                let (unix_ms, who, allowed) = (clock::unix_ms(), caller.name(), refusal.is_none());
+                let entry = AccessEntry { unix_ms, who, call: call.name, subject: &subject, allowed };
+                self.index.access_log(&entry).await
+            }
+            None => self.strangers.log(&self.index, call.name).await,
+        };
+        logged.map_err(|error| failed(&error))?;
         match (caller, refusal) {
             (Some(caller), None) => {
                 peer.iter().for_each(Peer::is_known);
@@ -138,6 +134,41 @@ impl Access {
         // Found by its hash: how long that takes tells nothing about a secret of 256 random bits.
         let Some(row) = self.index.credential(&secret_hash(secret)).await? else { return Ok(None) };
         Ok(Role::named(&row.role).map(|role| Caller { name: row.name, role }))
+    }
+}
+
+/// Calls without a credential that are to be written down. One transaction writes all that came while the one before was
+/// under way: a flood of them must not keep the writer from ingest.
+#[derive(Default)]
+struct Strangers {
+    waiting: std::sync::Mutex<BTreeMap<&'static str, u64>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Strangers {
+    /// Returns when the call is in the log.
+    async fn log(&self, index: &Index, call: &'static str) -> Result<(), StoreError> {
+        *self.waiting().entry(call).or_default() += 1;
+        let _turn = self.turn.lock().await;
+        let taken = std::mem::take(&mut *self.waiting());
+        // Empty: the one before wrote this call, too.
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let now = clock::unix_ms();
+        let calls: Vec<_> = taken.iter().map(|(call, times)| (*call, now, *times)).collect();
+        let logged = index.access_log_strangers(&calls).await;
+        if logged.is_err() {
+            // Whoever waits for its turn tries again, with what is not written.
+            for (call, times) in taken {
+                *self.waiting().entry(call).or_default() += times;
+            }
+        }
+        logged
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a segment must prove against its session's chain, and an entry against its node's log; commits a whole batch
 //! and only then answers.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry::Vacant;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use prost::Message;
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::store::rows::{
     Accepted, AcceptedEntries, AcceptedEntry, Alert, Batch, ChainRow, NewBundle, Untaken, unix_ns,
 };
-use crate::store::{Store, StoreError};
+use crate::store::{Bundles, Durable, Store, StoreError};
 
 /// What an agent offers, after it has proven who it is.
 pub enum Offer {
@@ -43,6 +43,8 @@ pub struct Acceptance {
 /// One batch while it is decided.
 #[derive(Default)]
 struct Deciding {
+    /// Of the sessions offered, as the index has them; `None`: they are read one by one.
+    rows: Option<HashMap<SessionId, ChainRow>>,
     chains: HashMap<SessionId, (Chain, ChainRow)>,
     /// Receipts of what this very batch accepts.
     receipts: HashMap<(SessionId, u64), (Hash, v1::Receipt)>,
@@ -65,7 +67,7 @@ impl Acceptance {
     /// Answers every offer, in order. Nothing is promised before it is durable.
     pub async fn accept(&self, offers: Vec<(NodeId, Offer)>) -> Vec<Answer> {
         let full = self.disk.is_full();
-        let mut deciding = Deciding::default();
+        let mut deciding = Deciding { rows: self.rows(&offers).await, ..Deciding::default() };
         let mut decided = Vec::with_capacity(offers.len());
         for (node, offer) in offers {
             let one = match offer {
@@ -90,6 +92,18 @@ impl Acceptance {
             self.untaken(&mut decided, untaken).await;
         }
         decided.into_iter().map(|one| self.answer(one, done.as_ref().err())).collect()
+    }
+
+    /// One look at the index for the whole batch. When it fails, each session fails, or does not, by itself.
+    async fn rows(&self, offers: &[(NodeId, Offer)]) -> Option<HashMap<SessionId, ChainRow>> {
+        let sessions: HashSet<SessionId> = offers
+            .iter()
+            .filter_map(|(_, offer)| match offer {
+                Offer::Segment(checked) => Some(checked.segment.session()),
+                Offer::Refused(_) | Offer::Entries(..) => None,
+            })
+            .collect();
+        self.store.index.session_chains(&sessions).await.ok()
     }
 
     /// Replaces the receipts of what the index did not take, and says so in alerts.
@@ -120,12 +134,14 @@ impl Acceptance {
         if batch.segments.is_empty() && batch.node_entries.is_empty() && batch.alerts.is_empty() {
             return Ok(Vec::new());
         }
+        let mut put = Durable::default();
         if !batch.segments.is_empty() {
             let created_ms = clock::unix_ms();
-            let key = self.store.bundles.put(created_ms, deciding.parts).await?;
+            let key = Bundles::new_key(created_ms);
+            put = Durable::after(self.store.bundles.clone().put(key.clone(), deciding.parts));
             batch.bundle = Some(NewBundle { key, bytes: deciding.bytes, created_ms });
         }
-        let untaken = self.store.index.batch_commit(batch).await?;
+        let untaken = self.store.index.batch_commit(batch, put).await?;
         self.metrics.batches.inc();
         self.metrics.segments_accepted.inc_by((batch.segments.len() - untaken.len()) as u64);
         self.metrics.segment_bytes.inc_by(deciding.bytes);
@@ -232,7 +248,11 @@ impl Acceptance {
         let draft = checked.segment.draft();
         let session = draft.session;
         if let Vacant(place) = deciding.chains.entry(session) {
-            let row = match self.store.index.session_chain(&session).await? {
+            let row = match &mut deciding.rows {
+                Some(rows) => rows.remove(&session),
+                None => self.store.index.session_chain(&session).await?,
+            };
+            let row = match row {
                 Some(row) => row,
                 None => {
                     let owner = self.store.index.run_node(&draft.run).await?;
@@ -290,9 +310,12 @@ impl Acceptance {
                     };
                     (held.hash, receipt)
                 }
-                // It was held for as long as retention says; the agent may let go of it.
+                // It was held for as long as retention says; the agent may let go of it, and of nothing else.
                 None if seq < row.expired_seq => {
-                    (*segment.hash(), self.receipt(session, seq, *segment.hash(), clock::unix_ms()))
+                    let hash = self.store.index.segment_expired(&session, seq).await?;
+                    let hash =
+                        hash.ok_or(StoreError::Damaged("the hash of an expired segment is missing"))?;
+                    (hash, self.receipt(session, seq, hash, clock::unix_ms()))
                 }
                 None => return Err(StoreError::Damaged("a segment below the session's number is missing")),
             },

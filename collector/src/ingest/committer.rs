@@ -11,6 +11,8 @@ use super::acceptance::{Acceptance, Answer, Offer};
 
 /// A batch is closed this long after its first offer,
 const WINDOW: Duration = Duration::from_millis(20);
+/// or when nothing came for so long: an agent that waits for its receipts has nothing to add,
+const LULL: Duration = Duration::from_millis(4);
 /// or with so many bytes,
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// or with so many offers.
@@ -92,7 +94,7 @@ async fn gather(first: Work, offers: &mut mpsc::Receiver<Work>) -> Vec<Work> {
     let mut bytes = first.bytes;
     let mut batch = vec![first];
     while bytes < BATCH_BYTES_MAX && batch.len() < BATCH_OFFERS_MAX {
-        match tokio::time::timeout_at(closes, offers.recv()).await {
+        match tokio::time::timeout_at(closes.min(Instant::now() + LULL), offers.recv()).await {
             Ok(Some(work)) => {
                 bytes += work.bytes;
                 batch.push(work);

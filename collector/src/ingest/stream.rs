@@ -20,7 +20,7 @@ use crate::clock;
 use crate::keys::Keys;
 use crate::keys::hpke::{self, DAYS_AHEAD, DEFAULT_CLASS, ReceivedWrap};
 use crate::store::rows::Alert;
-use crate::store::{Index, StoreError};
+use crate::store::{Durable, Index, StoreError};
 
 /// Bytes of one agent that wait for their answer.
 pub const AGENT_BYTES_MAX: u32 = 32 * 1024 * 1024;
@@ -86,7 +86,8 @@ impl AgentStream {
         seat: Seat,
         stream_version: u32,
     ) {
-        let refresh = refresh_keys(self.index.clone(), self.keys.clone(), answers.clone(), stream_version);
+        let (index, keys) = (self.index.clone(), self.keys.clone());
+        let refresh = refresh_keys(index, keys, answers.clone(), stream_version, KEYS_INTERVAL);
         // The only choice to make here: the agent's next step, newer keys for it, or the end of its seat or of the
         // stream's life.
         let end = tokio::select! {
@@ -239,7 +240,7 @@ impl AgentStream {
         let alert =
             Alert { unix_ms: clock::unix_ms(), node: self.node, session: None, seq: None, kind, detail };
         let batch = crate::store::rows::Batch { alerts: vec![alert], ..Default::default() };
-        self.index.batch_commit(&batch).await.map(drop).map_err(store_status)
+        self.index.batch_commit(&batch, Durable::default()).await.map(drop).map_err(store_status)
     }
 
     async fn hold(&self, bytes: usize) -> Result<Held, Status> {
@@ -280,9 +281,10 @@ async fn refresh_keys(
     keys: Arc<Keys>,
     answers: mpsc::Sender<Answer>,
     stream_version: u32,
+    interval: Duration,
 ) -> Result<(), Status> {
     loop {
-        tokio::time::sleep(KEYS_INTERVAL).await;
+        tokio::time::sleep(interval).await;
         if stream_version == 0 {
             continue;
         }
@@ -302,4 +304,39 @@ pub(super) fn store_status(error: StoreError) -> Status {
 /// What a peer says about itself is kept short and printable.
 fn shortened(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Data;
+
+    #[tokio::test]
+    async fn an_agent_that_understands_it_gets_fresh_keys_while_it_is_connected() {
+        let folder = tempfile::tempdir().unwrap();
+        let Data { keys, store } = Data::open(folder.path()).await.unwrap();
+        let now_ms = clock::unix_ms();
+        crate::retention::keys_ahead(&store.index, &keys.kek, now_ms).await.unwrap();
+        let interval = Duration::from_millis(20);
+        let fresh = |version| {
+            let (answers, heard) = mpsc::channel(4);
+            let refresh = refresh_keys(store.index.clone(), keys.clone(), answers, version, interval);
+            (refresh, heard)
+        };
+        let (refresh, mut heard) = fresh(STREAM_VERSION);
+        let answer = tokio::select! {
+            _ = refresh => None,
+            answer = heard.recv() => answer,
+        };
+        let Some(to_agent::Message::Keys(signed)) = answer.unwrap().unwrap().message else {
+            panic!("a key set")
+        };
+        let set = seal::verify_key_set(&keys.receipts.verifying_key(), &signed).unwrap();
+        assert_eq!(set.keys.len(), DAYS_AHEAD as usize + 1);
+        assert!(set.issued_unix >= now_ms / 1000);
+        // The first version's agents would call it nonsense.
+        let (refresh, mut heard) = fresh(0);
+        assert!(tokio::time::timeout(interval * 20, refresh).await.is_err());
+        assert!(heard.recv().await.is_none());
+    }
 }

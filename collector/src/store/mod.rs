@@ -13,6 +13,8 @@ pub mod sqlite;
 
 use std::path::{Path, PathBuf};
 
+use tokio::task::JoinHandle;
+
 pub use bundles::Bundles;
 pub use sqlite::SqliteIndex as Index;
 
@@ -27,6 +29,8 @@ pub enum StoreError {
         "the object store overwrites what it should only create: it cannot hold recordings safely, use another"
     )]
     NotCreateOnly,
+    #[error("writing a bundle did not come to its end")]
+    Unwritten,
     #[error("the index")]
     Index(#[from] sqlx::Error),
     #[error("bringing the index to this version's schema")]
@@ -35,6 +39,27 @@ pub enum StoreError {
     Damaged(&'static str),
     #[error("a session moved on while its segments were being committed")]
     Conflict,
+}
+
+/// What has to be durable before a transaction may commit, under way since this was made.
+#[derive(Default)]
+pub struct Durable {
+    /// `None`: nothing, or it was waited for.
+    put: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Durable {
+    pub fn after(put: impl Future<Output = Result<(), StoreError>> + Send + 'static) -> Self {
+        Self { put: Some(tokio::spawn(put)) }
+    }
+
+    /// Waits for it; the second time it is durable already.
+    pub async fn wait(&mut self) -> Result<(), StoreError> {
+        match self.put.take() {
+            Some(put) => put.await.map_err(|_| StoreError::Unwritten)?,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Both halves.

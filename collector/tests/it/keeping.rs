@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use weir_collector::metrics::Metrics;
 use weir_collector::retention::{Keep, Retention};
-use weir_collector::store::{Bundles, Store};
 use weir_collector::store::sqlite::Subject;
+use weir_collector::store::{Bundles, Store};
 use weir_collector::verify::{Pins, SessionVerifier, Terms};
 use weir_proto::RunId;
-use weir_proto::v1;
+use weir_proto::v1::{self, event::Kind, refused::Why};
 
-use crate::agent::{Agent, BOOT};
+use crate::agent::{Agent, BOOT, Recorded, event};
 use crate::collector::Collector;
 use crate::verification::proof;
 
@@ -84,6 +84,10 @@ async fn old_sessions_leave_a_tombstone_and_nothing_else() {
     // The agent never saw its receipt: it may still let go of what was held and expired.
     let mut shipping = agent.ship(&collector).await;
     shipping.receipt(&segments[1]).await;
+    // Of nothing else, though: no receipt promises what was never here.
+    let mut other = Recorded::new(&agent, recorded.session, run, recorded.number);
+    let events = [other.opened_event(), event(7, Kind::Gap(v1::Gap::default()))];
+    assert_eq!(shipping.refused(&other.seal(&events, false)).await.why(), Why::Tamper);
     let asked = v1::PlayRequest { run_id: run.to_field(), ..Default::default() };
     let mut events = query.play(collector.asked(asked)).await.unwrap().into_inner();
     assert!(events.message().await.unwrap().is_none(), "{BOOT}");

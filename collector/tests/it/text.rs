@@ -240,7 +240,7 @@ async fn exchanges(collector: &Collector, run: RunId) -> Vec<(u64, bool)> {
     let mut all = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = Some(v1::Page { limit: 1, cursor, ..Default::default() });
+        let page = Some(v1::Page { limit: 1, cursor });
         let asked = v1::ExchangesRequest { run_id: run.to_field(), page, ..Default::default() };
         let answer = query.exchanges(collector.asked(asked)).await.unwrap().into_inner();
         for exchange in &answer.exchanges {

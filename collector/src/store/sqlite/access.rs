@@ -13,7 +13,7 @@ const MINUTE_MS: i64 = 60_000;
 /// One call, as the access log tells it.
 pub struct AccessEntry<'a> {
     pub unix_ms: i64,
-    /// Name of the credential, "" when there was no valid one.
+    /// Name of the credential.
     pub who: &'a str,
     pub call: &'a str,
     pub subject: &'a str,
@@ -100,19 +100,32 @@ impl SqliteIndex {
 
     /// Written before the call is answered.
     pub async fn access_log(&self, entry: &AccessEntry<'_>) -> Result<(), StoreError> {
-        let stranger = entry.who.is_empty();
-        let at = if stranger { entry.unix_ms - entry.unix_ms.rem_euclid(MINUTE_MS) } else { entry.unix_ms };
-        sqlx::query(
-            "INSERT INTO access_log (unix_ms, who, call, subject, allowed) VALUES (?, ?, ?, ?, ?) \
-             ON CONFLICT (call, unix_ms) WHERE who = '' DO UPDATE SET times = times + 1",
-        )
-        .bind(at)
-        .bind(entry.who)
-        .bind(entry.call)
-        .bind(if stranger { "" } else { entry.subject })
-        .bind(entry.allowed)
-        .execute(&self.writer)
-        .await?;
+        sqlx::query("INSERT INTO access_log (unix_ms, who, call, subject, allowed) VALUES (?, ?, ?, ?, ?)")
+            .bind(entry.unix_ms)
+            .bind(entry.who)
+            .bind(entry.call)
+            .bind(entry.subject)
+            .bind(entry.allowed)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Refused calls of strangers, all in one transaction: (call, when, how many).
+    pub async fn access_log_strangers(&self, calls: &[(&str, i64, u64)]) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for (call, unix_ms, times) in calls {
+            sqlx::query(
+                "INSERT INTO access_log (unix_ms, who, call, subject, allowed, times) VALUES (?, '', ?, '', 0, ?) \
+                 ON CONFLICT (call, unix_ms) WHERE who = '' DO UPDATE SET times = times + excluded.times",
+            )
+            .bind(unix_ms - unix_ms.rem_euclid(MINUTE_MS))
+            .bind(*call)
+            .bind(int(*times))
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 

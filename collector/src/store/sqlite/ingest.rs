@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Acquire, Row, Sqlite, Transaction};
+use weir_proto::seal::Hash;
 use weir_proto::{NodeId, RunId, SessionId, v1};
 
 use super::rows::Insert;
 use super::{SqliteIndex, fixed, int, uint};
-use crate::store::StoreError;
 use crate::store::rows::{Accepted, Alert, Batch, ChainRow, Exchange, HeldRow, Untaken, unix_ns};
+use crate::store::{Durable, StoreError};
 
 /// Alert rows kept per node and kind. More are only counted: a hostile node must neither fill the disk with them, nor hide
 /// a rare kind behind a common one.
@@ -31,18 +33,23 @@ impl SqliteIndex {
         .bind(&session.as_bytes()[..])
         .fetch_optional(&self.readers)
         .await?;
-        row.map(|row| {
-            Ok(ChainRow {
-                node: NodeId::from_bytes(fixed(&row, "node_id")?),
-                run: RunId::from_bytes(fixed(&row, "run_id")?),
-                next_seq: uint(&row, "next_seq")?,
-                head: fixed(&row, "head_hash")?,
-                closed: row.try_get("closed")?,
-                expired_seq: uint(&row, "expired_seq")?,
-                protocol: row.try_get("protocol")?,
-            })
-        })
-        .transpose()
+        row.as_ref().map(chain_row).transpose()
+    }
+
+    /// The same of many, by one statement; those without a segment are not among the answers.
+    pub async fn session_chains(
+        &self,
+        sessions: &HashSet<SessionId>,
+    ) -> Result<HashMap<SessionId, ChainRow>, StoreError> {
+        let ids: Vec<String> = sessions.iter().map(|session| hex::encode(session.as_bytes())).collect();
+        let rows = sqlx::query(
+            "SELECT id, node_id, run_id, next_seq, head_hash, closed, expired_seq, protocol FROM session \
+             WHERE id IN (SELECT unhex(value) FROM json_each(?))",
+        )
+        .bind(json(&ids))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(|row| Ok((SessionId::from_bytes(fixed(row, "id")?), chain_row(row)?))).collect()
     }
 
     /// The node that a run belongs to.
@@ -72,14 +79,24 @@ impl SqliteIndex {
         .transpose()
     }
 
+    /// The hash of a segment that retention deleted.
+    pub async fn segment_expired(&self, session: &SessionId, seq: u64) -> Result<Option<Hash>, StoreError> {
+        let row = sqlx::query("SELECT hash FROM expired WHERE session_id = ? AND seq = ?")
+            .bind(&session.as_bytes()[..])
+            .bind(int(seq))
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| fixed(&row, "hash")).transpose()
+    }
+
     /// Commits a batch; answers the segments that the index could not take, each with what it said of it. When that happens
     /// every segment is tried by itself, so that one node's rows do not keep the others' out.
-    /// [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
-    pub async fn batch_commit(&self, batch: &Batch) -> Result<Vec<Untaken>, StoreError> {
-        let done = match self.batch_write(batch, false).await {
+    /// Commits only when what has to be durable before is. [`StoreError::Conflict`]: a chain is not where the batch was built on; nothing was written.
+    pub async fn batch_commit(&self, batch: &Batch, mut put: Durable) -> Result<Vec<Untaken>, StoreError> {
+        let done = match self.batch_write(batch, &mut put, false).await {
             Err(StoreError::Index(error)) if is_of_the_row(&error) && !batch.segments.is_empty() => {
                 tracing::error!(error = %crate::chain(&error), "the index refuses a row: the batch's segments are tried one by one");
-                self.batch_write(batch, true).await
+                self.batch_write(batch, &mut put, true).await
             }
             done => done,
         };
@@ -89,7 +106,12 @@ impl SqliteIndex {
         done
     }
 
-    async fn batch_write(&self, batch: &Batch, singly: bool) -> Result<Vec<Untaken>, StoreError> {
+    async fn batch_write(
+        &self,
+        batch: &Batch,
+        put: &mut Durable,
+        singly: bool,
+    ) -> Result<Vec<Untaken>, StoreError> {
         let mut tx = self.begin().await?;
         let mut untaken = Vec::new();
         if let Some(bundle) = &batch.bundle {
@@ -129,9 +151,23 @@ impl SqliteIndex {
         for alert in &batch.alerts {
             alert_insert(&mut tx, alert).await?;
         }
+        // Written while the rows were: no committed row names a bundle that a power cut could take.
+        put.wait().await?;
         tx.commit().await?;
         Ok(untaken)
     }
+}
+
+fn chain_row(row: &SqliteRow) -> Result<ChainRow, StoreError> {
+    Ok(ChainRow {
+        node: NodeId::from_bytes(fixed(row, "node_id")?),
+        run: RunId::from_bytes(fixed(row, "run_id")?),
+        next_seq: uint(row, "next_seq")?,
+        head: fixed(row, "head_hash")?,
+        closed: row.try_get("closed")?,
+        expired_seq: uint(row, "expired_seq")?,
+        protocol: row.try_get("protocol")?,
+    })
 }
 
 /// SQLite refuses what it was given (a constraint, a type, a size, an overflow), rather than being unable to write now.

@@ -175,6 +175,14 @@ async fn old_delete(tx: &mut Tx, old: &Old, now_ms: i64) -> Result<(), StoreErro
     .bind(id)
     .execute(&mut **tx)
     .await?;
+    sqlx::query(
+        "INSERT INTO expired (session_id, seq, hash) SELECT session_id, seq, hash FROM segment \
+         WHERE session_id = ? AND seq < ? ON CONFLICT DO NOTHING",
+    )
+    .bind(id)
+    .bind(upto)
+    .execute(&mut **tx)
+    .await?;
     sqlx::query("DELETE FROM segment WHERE session_id = ? AND seq < ?")
         .bind(id)
         .bind(upto)

@@ -16,7 +16,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::rows::Insert;
 use super::stored::segment_row;
-use super::{BUSY_TIMEOUT, SqliteIndex};
+use super::{BUSY_TIMEOUT, SqliteIndex, WAL_PAGES};
 use crate::store::StoreError;
 use crate::store::rows::{ExchangeText, TextProgress, TextRow, TextSegment};
 
@@ -80,6 +80,7 @@ fn options(file: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Normal)
         .auto_vacuum(SqliteAutoVacuum::Incremental)
         .busy_timeout(BUSY_TIMEOUT)
+        .pragma("wal_autocheckpoint", WAL_PAGES)
         .pragma("secure_delete", "ON")
 }
 
