@@ -116,7 +116,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let sizes = measure::sizes(&mut index).await?;
     let file = |name: &str| std::fs::metadata(data.join(name)).map_or(0, |metadata| metadata.len());
     let (index_bytes, text_bytes) = (file("index.sqlite"), file("text.sqlite"));
-    let answers = questions(&mut index, now_ns).await?;
+    let answers = questions(&mut index, workload::identity_day(sessions, now_ns)).await?;
     let rate = |took: Duration| exchanges as f64 / took.as_secs_f64();
     let each = |bytes: u64| bytes as f64 / exchanges as f64;
     let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / exchanges as f64;
@@ -198,14 +198,12 @@ async fn lag(data: PathBuf, exchanges: i64) -> Result<Duration> {
 
 async fn questions(
     index: &mut sqlx::sqlite::SqliteConnection,
-    now_ns: i64,
+    (identity, from_ns, to_ns): (String, i64, i64),
 ) -> Result<Vec<measure::Answered>> {
-    const DAY_NS: i64 = 86_400_000_000_000;
     const HOUR_NS: i64 = 3_600_000_000_000;
-    let (from, to) = (now_ns - 11 * DAY_NS, now_ns - 10 * DAY_NS);
-    let day = [from / HOUR_NS, to / HOUR_NS, from, to].map(|number| number.to_string());
-    let mut identity_day = vec!["uid:1007".to_owned()];
-    identity_day.extend(day);
+    let mut identity_day = vec![identity];
+    identity_day
+        .extend([from_ns / HOUR_NS, to_ns / HOUR_NS, from_ns, to_ns].map(|number| number.to_string()));
     const IDENTITY_DAY: &str = "SELECT e.id, e.statement FROM segment g CROSS JOIN exchange e \
          ON e.id >= g.first_exchange AND e.id < g.first_exchange + g.exchanges WHERE g.principal = ?1 \
          AND g.id >= (SELECT min(first_segment) FROM asked_hour WHERE hour BETWEEN ?2 AND ?3) \

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 const QUERY_RUNS: usize = 21;
 
 /// Processor time of a process so far, user and system.
-pub fn cpu(pid: u32) -> Result<Duration> {
+pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading processor time")?;
     let after = stat.rsplit_once(") ").context("a process's stat")?.1;
     let ticks: u64 = after.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
@@ -20,14 +20,14 @@ pub fn cpu(pid: u32) -> Result<Duration> {
 }
 
 /// Most memory a process had, bytes.
-pub fn memory_max(pid: u32) -> Result<u64> {
+pub(crate) fn memory_max(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
     Ok(line.split_whitespace().nth(1).context("VmHWM")?.parse::<u64>()? * 1024)
 }
 
 /// The index, read only, with its words.
-pub async fn open(data: &Path) -> Result<SqliteConnection> {
+pub(crate) async fn open(data: &Path) -> Result<SqliteConnection> {
     let options = SqliteConnectOptions::new().filename(data.join("index.sqlite")).read_only(true);
     let mut index = SqliteConnection::connect_with(&options).await?;
     sqlx::query("ATTACH DATABASE ? AS words")
@@ -38,7 +38,7 @@ pub async fn open(data: &Path) -> Result<SqliteConnection> {
 }
 
 /// Exchanges in the index, segments not in the full text, and since when the first of them waits.
-pub async fn behind(index: &mut SqliteConnection) -> Result<(i64, Option<i64>)> {
+pub(crate) async fn behind(index: &mut SqliteConnection) -> Result<(i64, Option<i64>)> {
     let row = sqlx::query(
         "SELECT (SELECT next - 1 FROM counter WHERE name = 'exchange'), \
          (SELECT received_ms FROM segment WHERE id >= (SELECT next_segment FROM words.progress) ORDER BY id LIMIT 1)",
@@ -49,7 +49,7 @@ pub async fn behind(index: &mut SqliteConnection) -> Result<(i64, Option<i64>)> 
 }
 
 /// Bytes of each table and index, the largest first.
-pub async fn sizes(index: &mut SqliteConnection) -> Result<Vec<(String, i64)>> {
+pub(crate) async fn sizes(index: &mut SqliteConnection) -> Result<Vec<(String, i64)>> {
     let mut all = Vec::new();
     for schema in ["main", "words"] {
         let sql = format!("SELECT name, sum(pgsize) AS bytes FROM dbstat('{schema}') GROUP BY name");
@@ -62,14 +62,14 @@ pub async fn sizes(index: &mut SqliteConnection) -> Result<Vec<(String, i64)>> {
 }
 
 /// One question and the time it took, the median of warm runs.
-pub struct Answered {
-    pub name: &'static str,
-    pub rows: usize,
-    pub median: Duration,
-    pub max: Duration,
+pub(crate) struct Answered {
+    pub(crate) name: &'static str,
+    pub(crate) rows: usize,
+    pub(crate) median: Duration,
+    pub(crate) max: Duration,
 }
 
-pub async fn query(
+pub(crate) async fn query(
     index: &mut SqliteConnection,
     name: &'static str,
     sql: &'static str,
@@ -95,13 +95,13 @@ pub async fn query(
 }
 
 /// Of sorted times.
-pub fn percentile(sorted: &[Duration], of_hundred: usize) -> Duration {
+pub(crate) fn percentile(sorted: &[Duration], of_hundred: usize) -> Duration {
     let place = (sorted.len() * of_hundred / 100).min(sorted.len().saturating_sub(1));
     sorted.get(place).copied().unwrap_or_default()
 }
 
 /// Bytes of all files below a folder.
-pub fn folder_bytes(folder: &Path) -> u64 {
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries
         .flatten()

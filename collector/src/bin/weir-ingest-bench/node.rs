@@ -16,12 +16,12 @@ use weir_proto::v1::ingest_client::IngestClient;
 use weir_proto::v1::{self, to_agent, to_collector};
 use weir_proto::{GenerationId, NodeId};
 
-pub struct Node {
-    pub id: NodeId,
-    pub name: String,
-    pub signer: SigningKey,
-    pub generation: GenerationId,
-    pub key: GenerationKey,
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) signer: SigningKey,
+    pub(crate) generation: GenerationId,
+    pub(crate) key: GenerationKey,
     identity: Identity,
     receipts: VerifyingKey,
     ca_der: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn join(admin: &Credential, name: String) -> Result<Self> {
+    pub(crate) async fn join(admin: &Credential, name: String) -> Result<Self> {
         let channel = endpoint(&admin.address, &admin.ca_der, None)?.connect().await?;
         let asked = v1::CreateJoinTokenRequest { uses: 1, valid_seconds: 600, name_pattern: "*".into() };
         let mut asked = tonic::Request::new(asked);
@@ -64,7 +64,7 @@ impl Node {
         })
     }
 
-    pub async fn connect(&self) -> Result<Stream> {
+    pub(crate) async fn connect(&self) -> Result<Stream> {
         let channel: Channel =
             endpoint(&self.address, &self.ca_der, Some(self.identity.clone()))?.connect().await?;
         let (to, messages) = mpsc::channel(64);
@@ -90,14 +90,14 @@ impl Node {
 }
 
 /// Said hello, and nothing shipped yet.
-pub struct Stream {
+pub(crate) struct Stream {
     to: mpsc::Sender<v1::ToCollector>,
     answers: tonic::Streaming<v1::ToAgent>,
 }
 
 impl Stream {
     /// Ships everything with so many segments unanswered at a time; answers how long each waited for its receipt.
-    pub async fn ship(mut self, sealed: Vec<Sealed>, in_flight: usize) -> Result<Vec<Duration>> {
+    pub(crate) async fn ship(mut self, sealed: Vec<Sealed>, in_flight: usize) -> Result<Vec<Duration>> {
         let room = Arc::new(Semaphore::new(in_flight));
         let sent: Arc<Mutex<VecDeque<Instant>>> = Arc::default();
         let count = sealed.len();

@@ -14,11 +14,11 @@ const LARGE_EVERY: u64 = 10;
 const PAYLOAD_BYTES: usize = 4096;
 /// One in so many is what the phrase search looks for.
 const DROP_EVERY: u64 = 1000;
-pub const SEGMENTS_PER_SESSION: u64 = 25;
+pub(crate) const SEGMENTS_PER_SESSION: u64 = 25;
 /// Sessions of one agent that go on at the same time.
 const SESSIONS_AT_A_TIME: usize = 4;
-pub const IDENTITIES: u64 = 50;
-pub const DAYS: u64 = 30;
+pub(crate) const IDENTITIES: u64 = 50;
+pub(crate) const DAYS: u64 = 30;
 const DAY_NS: i64 = 86_400_000_000_000;
 /// Between exchanges, and how long one takes.
 const PAUSE_NS: u64 = 7_000_000;
@@ -27,10 +27,10 @@ const TAKES_NS: u64 = 1_300_000;
 const LEVEL: i32 = 3;
 
 /// Splitmix64: enough for values that differ.
-pub struct Dice(pub u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -177,7 +177,7 @@ fn columns() -> Vec<v1::Column> {
 }
 
 /// What one agent ships, in order. Of `sessions` sessions of the whole load these are every `agents`th.
-pub fn sealed(
+pub(crate) fn sealed(
     node: &Node,
     agent: u64,
     agents: u64,
@@ -200,6 +200,22 @@ pub fn sealed(
     out
 }
 
+/// Sessions are spread over the days before now, in the order in which they are shipped.
+fn wall_ns(number: u64, sessions: u64, now_ns: i64) -> i64 {
+    now_ns - (DAYS as i64 * DAY_NS) / sessions as i64 * (sessions - number) as i64
+}
+
+fn identity(number: u64) -> String {
+    format!("uid:{}", 1000 + number % IDENTITIES)
+}
+
+/// Somebody, and a day on which they did something.
+pub(crate) fn identity_day(sessions: u64, now_ns: i64) -> (String, i64, i64) {
+    let number = sessions / 3;
+    let at_ns = wall_ns(number, sessions, now_ns);
+    (identity(number), at_ns - DAY_NS / 2, at_ns + DAY_NS / 2)
+}
+
 struct Recording<'n> {
     node: &'n Node,
     session: SessionId,
@@ -214,14 +230,14 @@ struct Recording<'n> {
 
 impl<'n> Recording<'n> {
     fn new(node: &'n Node, number: u64, sessions: u64, now_ns: i64) -> Self {
-        let age_ns = (DAYS as i64 * DAY_NS) / sessions as i64 * (sessions - number) as i64;
+        let wall_ns = wall_ns(number, sessions, now_ns);
         let boot_ns = 1_000_000_000_000 + number * 60_000_000_000;
         Self {
             node,
             session: SessionId::generate(),
             run: RunId::generate(),
             number: number + 1,
-            wall: Anchor { unix_ns: now_ns - age_ns, boot_ns, synchronized: true },
+            wall: Anchor { unix_ns: wall_ns, boot_ns, synchronized: true },
             at_ns: boot_ns,
             ordinal: 0,
             head: seal::NO_HASH,
@@ -328,10 +344,7 @@ fn opened(node: &Node, session: SessionId, run: RunId, number: u64) -> v1::Opene
         node_number: number,
         run: Some(v1::Run {
             id: run.to_field(),
-            principal: Some(v1::Principal {
-                subject: format!("uid:{}", 1000 + number % IDENTITIES),
-                ..Default::default()
-            }),
+            principal: Some(v1::Principal { subject: identity(number - 1), ..Default::default() }),
             initiator: "exec uid:0".into(),
             argv: vec!["agent".into()],
             host: node.name.clone(),
