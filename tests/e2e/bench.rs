@@ -1,7 +1,5 @@
 //! The bench runs, and what it calls done is what was recorded. How fast is the bench's own business.
 
-#![expect(clippy::unwrap_used, reason = "a story that cannot go on has failed")]
-
 use std::process::Command;
 
 use serde_json::Value;

@@ -205,7 +205,10 @@ impl Share {
             }
         };
         check(kib <= IDLE_KIB_MAX, format!("{kib:.1} KiB for each idle connection, of {IDLE_KIB_MAX:.0}"));
-        check(some_mib <= SOME_MIB_MAX, format!("{some_mib:.1} MiB at {SOME} connections, of {SOME_MIB_MAX:.0}"));
+        check(
+            some_mib <= SOME_MIB_MAX,
+            format!("{some_mib:.1} MiB at {SOME} connections, of {SOME_MIB_MAX:.0}"),
+        );
         check(slowest <= STALL_SECS, format!("the slowest answer took {slowest:.2} s, of {STALL_SECS:.1}"));
         check(
             after.files <= self.before.files + FILES_SLACK,

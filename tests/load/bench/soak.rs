@@ -155,7 +155,8 @@ fn start(label: &'static str, mut command: Command, done: fn(&str) -> anyhow::Re
 
 fn statements_done(said: &str) -> anyhow::Result<Work> {
     let number = |before: &str| -> anyhow::Result<f64> {
-        let rest = said.split_once(before).with_context(|| format!("pgbench does not say {before:?}: {said}"))?.1;
+        let rest =
+            said.split_once(before).with_context(|| format!("pgbench does not say {before:?}: {said}"))?.1;
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         Ok(rest[..end].parse()?)
     };
@@ -257,7 +258,10 @@ fn judge(looks: &[Look], last: &Look, most: Duration, wrong: &mut Vec<String>) -
         }
     };
     let grown = mib(end.agent) - mib(warm.agent);
-    check(grown <= GROWTH_MIB_MAX, format!("the node agent has grown by {grown:.1} MiB, of {GROWTH_MIB_MAX:.0}"));
+    check(
+        grown <= GROWTH_MIB_MAX,
+        format!("the node agent has grown by {grown:.1} MiB, of {GROWTH_MIB_MAX:.0}"),
+    );
     check(
         end.agent_files <= warm.agent_files + FILES_SLACK,
         format!("the node agent has {} files open, {} when it was warm", end.agent_files, warm.agent_files),
@@ -297,7 +301,8 @@ pub(crate) fn table(found: &Value) -> String {
         if !place.is_multiple_of(step) && place + 1 != looks.len() {
             continue;
         }
-        let decimal = |name: &str| look[name].as_f64().map_or("away".to_owned(), |value| format!("{value:.1}"));
+        let decimal =
+            |name: &str| look[name].as_f64().map_or("away".to_owned(), |value| format!("{value:.1}"));
         let whole = |name: &str| look[name].as_u64().map_or("away".to_owned(), |value| value.to_string());
         text.push_str(&format!(
             "{:>8} {:>10} {:>6} {:>14} {:>6} {:>12} {:>15} {:>8}\n",

@@ -255,9 +255,7 @@ mod tests {
 
     #[test]
     fn a_recording_that_is_not_whole_is_named() {
-        let run = |sessions: u64, exchanges: u64, gaps: u64| {
-            serde_json::json!({ "sessions": sessions, "exchanges": exchanges, "gaps": gaps, "open_sessions": 0 })
-        };
+        let run = |sessions: u64, exchanges: u64, gaps: u64| serde_json::json!({ "sessions": sessions, "exchanges": exchanges, "gaps": gaps, "open_sessions": 0 });
         let expected = Expected::exchanges("x", 2, 10);
         assert_eq!(expected.is_all_of(&run(2, 10, 0)).unwrap(), 10);
         for (wrong, named) in [
