@@ -152,7 +152,7 @@ fn compare(flags: &Compare) -> anyhow::Result<ExitCode> {
     if flags.json {
         println!("{}", report.json(&plan));
     } else {
-        print!("{}", report.summary());
+        print!("{}", report.summary(&plan));
     }
     let failed = report.has_failed() || (flags.check && report.misses_a_budget());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

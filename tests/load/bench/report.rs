@@ -239,8 +239,15 @@ impl Report {
     }
 
     /// What fell short, or that nothing did.
-    pub(crate) fn summary(&self) -> String {
-        let mut text = String::from("\n== summary\n");
+    pub(crate) fn summary(&self, plan: &Plan) -> String {
+        let mut text = format!(
+            "\n== summary: {}, Linux {}, {} cores, {} rounds of {} s\n",
+            commit(),
+            kernel(),
+            cores(),
+            plan.rounds,
+            plan.secs
+        );
         for failed in &self.failed {
             let _ = writeln!(text, "  FAILED  {failed}");
         }
@@ -257,9 +264,11 @@ impl Report {
         let scenarios: serde_json::Map<_, _> =
             self.results.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         json!({
+            "commit": commit(),
+            "kernel": kernel(),
             "rounds": plan.rounds,
             "secs": plan.secs,
-            "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            "cores": cores(),
             "scenarios": scenarios,
             "missed": self.missed,
             "failed": self.failed,
@@ -274,6 +283,20 @@ impl Report {
     pub(crate) fn misses_a_budget(&self) -> bool {
         !self.missed.is_empty()
     }
+}
+
+/// Of what: `cargo xtask bench` says it.
+fn commit() -> String {
+    std::env::var("WEIR_COMMIT").unwrap_or_else(|_| "commit not told".to_owned())
+}
+
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, std::num::NonZero::get)
 }
 
 fn sample_json(sample: &Sample) -> Value {
