@@ -13,8 +13,10 @@ use crate::cgroup::{Group, Memory};
 
 /// Disk for what no collector has taken yet, MiB: a scenario's rounds fit.
 const SPOOL_MIB: u32 = 24 * 1024;
-/// How long sealing or shipping may make no progress at all.
-const STALL: Duration = Duration::from_secs(30);
+/// How long sealing or shipping may make no progress at all: a node agent asks for its collector every 30 s at last.
+const STALL: Duration = Duration::from_secs(90);
+/// The watchdog has less patience than a long wait.
+const REARM_INTERVAL: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// What programs say unasked.
 const LOG: &str = "warn";
@@ -240,7 +242,7 @@ impl Weir {
             if moved.elapsed() > STALL {
                 bail!("{what}: nothing has moved for {STALL:?}: {recording}");
             }
-            if armed.elapsed() > STALL {
+            if armed.elapsed() > REARM_INTERVAL {
                 self.site.rearm()?;
                 armed = Instant::now();
             }
