@@ -17,6 +17,8 @@ use crate::note::{Coverage, Facts, Finished, Note, OperationRecord, Outcome, TEX
 use crate::seam::{Effects, ExchangeId, Instant, Side};
 use crate::verdict::Denial;
 
+/// What refuses requests that cannot be read: no rule of anybody's.
+const FRAMING_RULE: &str = "http-framing";
 /// Longest value of a session's facts, bytes.
 const FACT_BYTES_MAX: usize = 256;
 /// What is recorded of a message whose head could not be read, bytes.
@@ -167,6 +169,9 @@ impl Exchange {
 
     /// We answer, because one of the messages could not be read.
     pub(crate) fn malformed(&mut self, fault: Malformed) {
+        if self.rule.is_empty() {
+            self.rule = Arc::from(FRAMING_RULE);
+        }
         self.status = Some(fault.status);
         self.cut_short(fault);
     }
