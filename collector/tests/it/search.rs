@@ -97,18 +97,25 @@ struct Talk {
     exchange: u64,
     at: u64,
     protocol: &'static str,
+    principal: &'static str,
 }
 
 impl Talk {
     fn new(agent: &mut Agent, run: RunId, protocol: &'static str) -> Self {
-        Self { recorded: agent.session(run), exchange: 0, at: 100, protocol }
+        Self { recorded: agent.session(run), exchange: 0, at: 100, protocol, principal: "uid:1000" }
     }
 
     /// The next segment.
     async fn ship(&mut self, shipping: &mut Shipping, said: &[Said]) {
         let mut events = Vec::new();
         if self.exchange == 0 {
-            events.push(self.recorded.opened_event());
+            let mut opened = self.recorded.opened_event();
+            if let Some(Kind::Opened(opened)) = &mut opened.kind
+                && let Some(principal) = opened.run.as_mut().and_then(|run| run.principal.as_mut())
+            {
+                principal.subject = self.principal.into();
+            }
+            events.push(opened);
             let values = [("database", "shop"), ("user", "alice")];
             let values = values.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
             let facts = v1::Facts {
@@ -190,6 +197,7 @@ async fn words_and_fields_find_what_they_should() {
     .await;
     let other = RunId::generate();
     let mut web = Talk::new(&mut agent, other, "http");
+    web.principal = "uid:1000 sha256:00ff";
     web.ship(
         &mut shipping,
         &[
@@ -259,6 +267,12 @@ async fn words_and_fields_find_what_they_should() {
         ("user:alice outcome:denied", &[(1, 4)]),
         ("user:uid:1000 outcome:denied", &[(1, 4)]),
         ("principal:uid:1000 outcome:denied", &[(1, 4)]),
+        ("principal:uid:1000", &all),
+        ("user:UID:1000 status:404", &[]),
+        ("user:uid:1000 status:404", &[(2, 3)]),
+        ("principal:\"uid:1000 sha256:00ff\"", &[(2, 1), (2, 2), (2, 3)]),
+        ("principal:uid:1000*", &all),
+        ("principal:uid:100", &[]),
         ("principal:alice", &[]),
         ("database:shop outcome:denied", &[(1, 4)]),
         ("label.team:db outcome:denied", &[(1, 4)]),

@@ -273,6 +273,17 @@ impl SqliteIndex {
                     let ids = self.ids_meant("session", part).await?;
                     meant.sessions.insert(part.clone(), ids);
                 }
+                Condition::Principal(Pattern::Is(name)) if !meant.principals.contains_key(name) => {
+                    let rows = sqlx::query(
+                        "SELECT DISTINCT principal_subject FROM run WHERE principal_subject = ?1 \
+                         OR (principal_subject >= ?1 || ' sha256:' AND principal_subject < ?1 || ' sha256;') LIMIT 2",
+                    )
+                    .bind(name)
+                    .fetch_all(&self.readers)
+                    .await?;
+                    let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+                    meant.principals.insert(name.clone(), names);
+                }
                 Condition::LastRun if meant.last_run.is_empty() => {
                     let row = sqlx::query("SELECT id FROM run ORDER BY first_unix_ns DESC, id DESC LIMIT 1")
                         .fetch_optional(&self.readers)
@@ -324,9 +335,20 @@ struct Meant {
     runs: HashMap<String, Vec<Vec<u8>>>,
     sessions: HashMap<String, Vec<Vec<u8>>>,
     last_run: Vec<u8>,
+    /// Two at most: whether it is one is what matters.
+    principals: HashMap<String, Vec<String>>,
 }
 
 impl Meant {
+    /// `None`: several are meant.
+    fn principal<'m>(&'m self, name: &'m str) -> Option<&'m str> {
+        match self.principals.get(name).map(Vec::as_slice) {
+            Some([]) | None => Some(name),
+            Some([one]) => Some(one),
+            Some(_) => None,
+        }
+    }
+
     fn run(&self, part: &str) -> &[Vec<u8>] {
         self.runs.get(part).map_or(&[], Vec::as_slice)
     }
@@ -490,7 +512,7 @@ enum Path<'q> {
 async fn path<'q>(
     reader: &mut Reader,
     query: &'q Query,
-    meant: &Meant,
+    meant: &'q Meant,
     (from, to): (i64, i64),
 ) -> Result<Path<'q>, StoreError> {
     let words: Vec<String> = query.required_texts().iter().map(match_text).collect();
@@ -503,7 +525,7 @@ async fn path<'q>(
                         [one] => Some(Path::Session(one.clone())),
                         _ => None,
                     },
-                    Condition::Principal(Pattern::Is(name)) => Some(Path::Principal(name)),
+                    Condition::Principal(Pattern::Is(name)) => meant.principal(name).map(Path::Principal),
                     Condition::Outcome(outcome) => rare_outcome(*outcome).map(Path::Outcome),
                     Condition::WouldDeny => Some(Path::WouldDeny),
                     run => single_run(run, meant).map(|run| Path::Run(run.to_vec())),
@@ -804,11 +826,13 @@ impl Step<'_> {
                 query.push("e.would_deny = 1");
             }
             Condition::User(pattern) => {
-                push_any(query, &["g.principal", "json_extract(s.facts, '$.user')"], pattern)
+                push_any(query, &["g.principal", "json_extract(s.facts, '$.user')"], pattern);
+                if let Pattern::Is(name) = pattern {
+                    query.push(" OR ");
+                    push_principal(query, name);
+                }
             }
-            Condition::Principal(Pattern::Is(name)) => {
-                query.push("g.principal = ").push_bind(name.clone());
-            }
+            Condition::Principal(Pattern::Is(name)) => push_principal(query, name),
             Condition::Principal(pattern) => push_pattern(query, "g.principal", pattern),
             Condition::Path(pattern) => push_pattern(query, URL_PATH, pattern),
             Condition::Database(pattern) => {
@@ -872,6 +896,13 @@ fn like(text: &str) -> String {
 fn push_range(query: &mut QueryBuilder<Sqlite>, column: &str, range: &Range) {
     let (from, to) = (range.from.unwrap_or(i64::MIN), range.to.unwrap_or(i64::MAX));
     query.push(column).push(" BETWEEN ").push_bind(from).push(" AND ").push_bind(to);
+}
+
+/// `uid:1000` is everybody of that user, whatever executable its first process ran; `;` comes after `:`.
+fn push_principal(query: &mut QueryBuilder<Sqlite>, name: &str) {
+    query.push("(g.principal = ").push_bind(name.to_owned());
+    query.push(" OR (g.principal >= ").push_bind(format!("{name} sha256:"));
+    query.push(" AND g.principal < ").push_bind(format!("{name} sha256;")).push("))");
 }
 
 fn push_ids(query: &mut QueryBuilder<Sqlite>, column: &str, ids: &[Vec<u8>]) {
@@ -957,6 +988,7 @@ mod tests {
             runs: HashMap::from([("A".into(), vec![vec![1; 16]])]),
             sessions: HashMap::from([("B".into(), vec![vec![1; 16]])]),
             last_run: vec![1; 16],
+            principals: HashMap::from([("two".into(), vec!["two".into(), "two sha256:00".into()])]),
         };
         for (text, first) in [
             ("drop", "SCAN t VIRTUAL TABLE"),
@@ -966,6 +998,7 @@ mod tests {
             ("run:last rows:1", "SEARCH g USING INDEX segment_by_run"),
             ("session:b", "SEARCH g USING"),
             ("principal:x after:1d", "SEARCH g USING INDEX segment_by_principal"),
+            ("principal:two", "SEARCH g USING INTEGER PRIMARY KEY"),
             ("outcome:denied target:x", "SEARCH e USING INDEX exchange_by_outcome"),
             ("would:deny", "SEARCH e USING INDEX exchange_would_deny"),
             ("target:x OR node:y", "SEARCH g USING INTEGER PRIMARY KEY"),
