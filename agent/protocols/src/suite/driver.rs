@@ -20,6 +20,18 @@ pub enum Step {
     Reset(Side),
 }
 
+/// A capture as it lies in a file: side, length in four bytes, bytes; again and again.
+pub fn captured(mut file: &[u8]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    while let [side, a, b, c, d, rest @ ..] = file {
+        let (bytes, after) = rest.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
+        let side = if *side == 0 { Side::Client } else { Side::Upstream };
+        steps.push(Step::Data(side, Bytes::copy_from_slice(bytes)));
+        file = after;
+    }
+    steps
+}
+
 /// The far end of a play.
 pub trait Server {
     /// Takes what was forwarded and answers.

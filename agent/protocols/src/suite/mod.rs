@@ -16,7 +16,7 @@ mod fuzz;
 mod judge;
 mod outcome;
 
-pub use driver::{Chunks, Driver, Server, Step};
+pub use driver::{Chunks, Driver, Server, Step, captured};
 pub use fuzz::fuzz;
 pub use judge::{Judge, Pace};
 pub use outcome::Outcome;

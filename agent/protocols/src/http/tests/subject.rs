@@ -59,6 +59,20 @@ fn chunked(body: &[u8], size: usize) -> Vec<u8> {
 }
 
 fn captures() -> Vec<Vec<Step>> {
+    // Of curl, and of a client that pipelines, with nginx.
+    let real = [
+        &include_bytes!("../../../captures/http/keep-alive")[..],
+        include_bytes!("../../../captures/http/gzip"),
+        include_bytes!("../../../captures/http/upload"),
+        include_bytes!("../../../captures/http/form"),
+        include_bytes!("../../../captures/http/pipeline"),
+    ];
+    let mut all = written();
+    all.extend(real.into_iter().map(suite::captured));
+    all
+}
+
+fn written() -> Vec<Vec<Step>> {
     let secret = "pl4nted-s3cret";
     let json = format!(
         "{{\"user\": \"ada\", \"password\": \"{secret}\", \"list\": [1, 2, 3], \"access_token\":\"{secret}\"}}"

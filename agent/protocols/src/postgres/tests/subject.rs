@@ -61,21 +61,9 @@ fn captures() -> Vec<Vec<Step>> {
         include_bytes!("../../../captures/postgres/error"),
         include_bytes!("../../../captures/postgres/pipeline"),
     ] {
-        all.push(captured(capture));
+        all.push(suite::captured(capture));
     }
     all
-}
-
-/// Side, length, bytes.
-fn captured(mut file: &[u8]) -> Vec<Step> {
-    let mut steps = Vec::new();
-    while let [side, a, b, c, d, rest @ ..] = file {
-        let (bytes, after) = rest.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize);
-        let side = if *side == 0 { Client } else { Upstream };
-        steps.push(Step::Data(side, Bytes::copy_from_slice(bytes)));
-        file = after;
-    }
-    steps
 }
 
 fn written() -> Vec<Vec<Step>> {
