@@ -64,12 +64,12 @@ pub const FIELDS: &[Entry] = &[
     ),
     entry(Field::Target, &["target"], "NAME", "the target it went to, as the node's configuration names it"),
     entry(Field::Protocol, &["protocol"], "NAME", "postgres, http, opaque"),
-    entry(Field::Verb, &["verb", "method"], "NAME", "query, execute, copy-in, ...; GET, POST, ..."),
+    entry(Field::Verb, &["verb", "method"], "NAME", "query, prepare, execute, call; GET, POST, ..."),
     entry(Field::Status, &["status"], "STATUS", "how it was answered: 404, 4xx, >=500, 42P01"),
     entry(Field::Outcome, &["outcome"], "WORD", "ok, error, denied, withdrawn, aborted, running"),
     entry(Field::Would, &["would"], "deny", "an observing rule would have denied it"),
     entry(Field::User, &["user"], "NAME", "who: the run's principal, or the user it logged in as"),
-    entry(Field::Principal, &["principal"], "NAME", "the run's principal, in its own case"),
+    entry(Field::Principal, &["principal"], "NAME", "the run's principal, in its own case; it has an index"),
     entry(Field::Path, &["path"], "PATH", "path of the URL, without the query string"),
     entry(Field::Database, &["database", "db"], "NAME", "the database it was connected to"),
     entry(Field::Text, &["text"], "WORDS", "words in the statement, the URL, or parameters only"),
@@ -81,7 +81,7 @@ pub const FIELDS: &[Entry] = &[
     entry(Field::Duration, &["duration"], "TIME", "how long it took: >1s, 10ms..2m"),
     entry(Field::Rows, &["rows"], "NUMBER", "rows returned or changed: >100, 0"),
     entry(Field::Bytes, &["bytes"], "SIZE", "bytes of both directions: >1MiB"),
-    entry(Field::Label, &["label"], "VALUE", "label.KEY:VALUE, a label of the run"),
+    entry(Field::Label, &["label"], "VALUE", "a label of the run"),
 ];
 
 /// The field of this name, whatever its case.

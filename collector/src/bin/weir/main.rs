@@ -35,7 +35,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// One JSON document on stdout instead of text for people
+    /// JSON on stdout instead of text for people: one document, of `search` and `tail` a line for each exchange
     #[arg(long, global = true)]
     json: bool,
     /// Ask a folder that `weir-agent exec --local DIR` wrote, instead of a collector
@@ -69,6 +69,9 @@ enum Command {
     /// Find exchanges by words, phrases and fields, the newest first
     Search(search::Search),
     /// What a run touched: hosts, databases, tables, paths; read or written
+    ///
+    /// Tables are those that statements name, by a grammar of PostgreSQL: functions, triggers and views may touch others.
+    /// What is not known is said too: statements that do not parse, sessions that were not looked into, gaps.
     Touched(touched::Touched),
     /// Follow exchanges as they end
     Tail(tail::Tail),

@@ -120,10 +120,17 @@ pub(crate) fn address(address: Option<&v1::Address>) -> String {
 
 pub(crate) fn principal(principal: Option<&v1::Principal>) -> String {
     match principal {
-        Some(p) if p.verified_by.is_empty() => format!("unverified({})", p.subject),
+        Some(p) if p.verified_by.is_empty() => format!("unverified({})", short_digest(&p.subject)),
         Some(p) => p.subject.clone(),
         None => String::new(),
     }
+}
+
+/// A digest in a table is for the eye; `--json` has all of it.
+fn short_digest(subject: &str) -> &str {
+    const DIGITS: usize = 12;
+    let end = subject.find(" sha256:").map(|at| at + " sha256:".len() + DIGITS);
+    end.and_then(|end| subject.get(..end)).unwrap_or(subject)
 }
 
 pub(crate) fn outcome(outcome: i32) -> &'static str {

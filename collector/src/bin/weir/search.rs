@@ -16,7 +16,6 @@ use crate::output::{self, plural};
 /// Hits asked for at once.
 const PAGE_HITS: usize = 200;
 
-/// Words and phrases are looked for in statements, URLs, parameters, errors and bodies, as they were recorded: masked.
 #[derive(clap::Args)]
 #[command(after_help = help())]
 pub(crate) struct Search {
@@ -44,9 +43,9 @@ pub(crate) fn help() -> String {
         text.push_str(&format!("  {:<26} {}\n", format!("{name}:{}", entry.takes), entry.about));
     }
     text.push_str(
-        "\nA field takes a list (verb:GET,HEAD), a phrase (error:\"no such\"), a beginning (target:ord*), numbers a comparison\n\
-         or a range (rows:>100, duration:10ms..2s). Times are UTC: 2026-11-20, 2026-11-20T10:30, today, or 1h before now.\n\n\
-         Examples:\n  \
+        "\nA field takes a list (verb:GET,HEAD), a phrase (error:\"no such\"), a beginning (target:ord*);\n\
+         numbers take a comparison or a range (rows:>100, duration:10ms..2s). Times are UTC:\n\
+         2026-11-20, 2026-11-20T10:30, today, or 1h before now.\n\nExamples:\n  \
          weir search 'drop table'\n  \
          weir search 'run:last outcome:denied,error'\n  \
          weir search 'host:*.example.com method:POST status:5xx after:1h'\n  \

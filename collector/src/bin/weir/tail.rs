@@ -19,7 +19,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(35);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Follows what ends from now on, or since a time; Ctrl-C ends it.
 #[derive(clap::Args)]
 #[command(after_help = help())]
 pub(crate) struct Tail {

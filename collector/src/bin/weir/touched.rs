@@ -16,9 +16,6 @@ use crate::output::{self, bytes, id, one_line, plural};
 const NAMES_SHOWN: usize = 3;
 const UNPARSED_SHOWN_CHARS: usize = 100;
 
-/// Hosts, databases, tables and paths, and whether they were read or written.
-///
-/// Tables are those that statements name, by the grammar of PostgreSQL: functions, triggers and views may touch others.
 #[derive(clap::Args)]
 pub(crate) struct Touched {
     /// RUN, SESSION or `last`
