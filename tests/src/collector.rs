@@ -28,13 +28,8 @@ impl Collector {
     pub fn start_with(site: &Site, options: &str) -> anyhow::Result<Self> {
         let dir = site.folder("collector")?;
         fs::write(dir.join("collector.toml"), options)?;
-        let mut collector = Self {
-            server: None,
-            data: dir.join("data"),
-            dir,
-            port: free_port()?,
-            credential: String::new(),
-        };
+        let mut collector =
+            Self { server: None, data: dir.join("data"), dir, port: free_port()?, credential: String::new() };
         collector.resume()?;
         // It listens before it prints.
         collector.credential = eventually("the credential that a first start prints", || {

@@ -91,6 +91,7 @@ http {{
         location /files/ {{ gzip on; gzip_types text/plain application/json; gzip_min_length 100; }}
         location /put/ {{ dav_methods PUT DELETE; create_full_put_path on; }}
         location /admin/ {{ return 200 "the admin's page\n"; }}
+        location = /orders {{ default_type application/json; return 200 '{{"orders": []}}'; }}
         location = /hello {{ default_type text/plain; return 200 "hello\n"; }}
         location = /empty {{ return 204; }}
         location = /moved {{ return 301 /hello; }}

@@ -109,6 +109,17 @@ impl Collector {
         }
     }
 
+    /// Waits until the runs `story=NAME` have at least so many sessions together, all of them closed.
+    pub fn all_settled(&self, story: &str, sessions: u64) -> anyhow::Result<Vec<Run>> {
+        crate::process::eventually(&format!("the runs {story} are whole"), || {
+            let mut runs = self.runs()?;
+            runs.retain(|run| run.json["labels"]["story"] == story);
+            let total = |name: &str| runs.iter().map(|run| run.count(name)).sum::<u64>();
+            let whole = total("open_sessions") == 0 && total("sessions") >= sessions;
+            Ok(whole.then_some(runs))
+        })
+    }
+
     /// The sessions of a run, in order of opening.
     pub fn sessions(&self, run: &Run) -> anyhow::Result<Vec<Session>> {
         let sessions = self.list(&["sessions", &run.id, "--limit", EVERYTHING])?;

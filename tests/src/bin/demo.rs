@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job on real input, on this machine, in a minute.
 //!
-//! Starts a PostgreSQL, a collector and a node agent of its own, runs one small agent under `weir-agent exec`, and shows
-//! what was recorded of it.
+//! Starts a PostgreSQL, an nginx, a collector and a node agent of its own, runs one small agent under `weir-agent exec`,
+//! and shows what was recorded of it.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,9 +12,9 @@ use clap::Parser;
 use serde_json::{Value, json};
 use weir_tests::process::{eventually, program};
 use weir_tests::recorded::Run;
-use weir_tests::{Agent, Collector, Echo, Postgres, Site};
+use weir_tests::{Agent, Collector, Echo, Nginx, Postgres, Site};
 
-/// Shows Weir's main job on a PostgreSQL, a collector and a node agent of its own.
+/// Shows Weir's main job on a PostgreSQL, an nginx, a collector and a node agent of its own.
 #[derive(Parser)]
 #[command(name = "cargo xtask demo")]
 struct Flags {
@@ -47,6 +47,19 @@ psql -c "\copy orders TO '$DEMO_DIR/orders.tsv'"
 psql -c "CREATE ROLE reporting LOGIN PASSWORD 'weir-planted-literal'"
 psql -c "SELECT * FROM no_such_table" || true
 
+# HTTP: a page, a form, an upload in chunks, one that asks before it sends
+curl -sS "$SHOP/hello"
+curl -sS -d 'customer=Ada&password=weir-planted-form' "$SHOP/orders"
+seq 20000 | curl -sS -T - "$SHOP/put/in-chunks.txt"
+curl -sS -H 'Expect: 100-continue' -T "$DEMO_DIR/orders.tsv" "$SHOP/put/asked-first.tsv"
+
+# three requests in one write, and a session of Python's requests
+python3 "$DEMO_DIR/pipelined.py" "$SHOP_PORT"
+python3 "$DEMO_DIR/session.py" "$SHOP"
+
+# a path that policy denies on this host
+curl -sS -X DELETE "$SHOP/admin/customers/7"
+
 # a protocol that nobody parses
 exec 3<>"/dev/tcp/127.0.0.1/$ECHO_PORT"
 echo "SET build:17 done" >&3
@@ -56,6 +69,33 @@ exec 3>&-
 # a destination that policy denies
 PGPORT=$DENIED_PORT psql -c "SELECT secret FROM vault" || true
 "#;
+
+/// A small client that does not wait for answers.
+const PIPELINED: &str = r#"
+import socket, sys
+shop = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+requests = [b"GET /orders?page=%d HTTP/1.1\r\nHost: shop.internal\r\n" % page for page in (1, 2, 3)]
+requests[-1] += b"Connection: close\r\n"
+shop.sendall(b"\r\n".join(requests) + b"\r\n")
+answer = b"".join(iter(lambda: shop.recv(65536), b""))
+assert answer.count(b"HTTP/1.1 200 OK") == 3, answer
+print("three answers")
+"#;
+
+/// As an agent's tool would: one connection, a token, JSON.
+const SESSION: &str = r#"
+import sys, requests
+with requests.Session() as shop:
+    shop.headers.update({"Host": "shop.internal", "Authorization": "Bearer weir-planted-bearer-token"})
+    shop.trust_env = False
+    base = "http://127.0.0.1:" + sys.argv[1].rsplit(":", 1)[1]
+    assert shop.get(base + "/hello").text == "hello\n"
+    answer = shop.post(base + "/orders", json={"customer": "Grace", "note": "late delivery"})
+    print("requests:", answer.status_code, shop.get(base + "/no-such-page").status_code)
+"#;
+
+/// What the run's exchanges are searched for: a word of a statement, of a path, and of a body.
+const SEARCHED: [&str; 3] = ["no_such_table", "path:/put/*", "\"late delivery\""];
 
 fn main() -> ExitCode {
     match demo(&Flags::parse()) {
@@ -72,6 +112,8 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
     let site = Site::new(!flags.keep)?;
     step("PostgreSQL, with password login");
     let postgres = Postgres::start(&site, "postgres")?;
+    step("nginx");
+    let nginx = Nginx::start(&site, "nginx")?;
     let echo = Echo::start("127.0.0.1")?;
     let vault = Echo::start("127.0.0.1")?;
     step("collector");
@@ -80,9 +122,13 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
     let rules = format!(
         "[[target]]\nname = \"orders-db\"\naddresses = [\"127.0.0.1\"]\nports = [{}]\naccess = \"guarded\"\n\n\
          [[target]]\nname = \"vault\"\naddresses = [\"127.0.0.1\"]\nports = [{}]\naccess = \"deny\"\n\
-         reason = \"agents get secrets from the broker\"\n",
+         reason = \"agents get secrets from the broker\"\n\n\
+         [[target]]\nname = \"shop\"\naddresses = [\"127.0.0.1\"]\nports = [{}]\n\n\
+         [[target.http]]\nhosts = [\"shop.internal\"]\npaths = [\"/admin/**\"]\naccess = \"deny\"\n\
+         reason = \"agents do not administer the shop\"\n",
         postgres.port,
-        vault.address.port()
+        vault.address.port(),
+        nginx.port
     );
     let agent = Agent::start(&site, &collector, &rules)?;
 
@@ -93,10 +139,17 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
         dir.join("lookup.sql"),
         "\\set id random(1, 3)\nSELECT customer, amount FROM orders WHERE id = :id;\n",
     )?;
+    fs::write(dir.join("pipelined.py"), PIPELINED)?;
+    fs::write(dir.join("session.py"), SESSION)?;
+    // The name is told to curl alone: nothing on this machine resolves it.
+    fs::write(dir.join(".curlrc"), format!("resolve = \"shop.internal:{}:127.0.0.1\"\n", nginx.port))?;
     let script = dir.join("agent.sh").display().to_string();
     let mut exec = agent.exec(&["task=demo"], &["bash", &script])?;
     exec.envs(postgres.environment())
         .env("DEMO_DIR", &dir)
+        .env("CURL_HOME", &dir)
+        .env("SHOP", format!("http://shop.internal:{}", nginx.port))
+        .env("SHOP_PORT", nginx.port.to_string())
         .env("ECHO_PORT", echo.address.port().to_string())
         .env("DENIED_PORT", vault.address.port().to_string());
     let output = weir_tests::process::output(&mut exec)?;
@@ -107,20 +160,34 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
     if vault.accepted() > 0 {
         bail!("the denied destination was reached");
     }
+    if nginx.requests().iter().any(|request| request.contains("/admin/")) {
+        bail!("the denied request was answered by the server");
+    }
 
     step("what was recorded");
     let run = eventually("the run is whole in the collector", || finished_run(&collector))?;
     let id = run.id.clone();
-    let result = summary(&collector, &run)?;
+    let found = searched(&collector, &id)?;
+    let result = summary(&collector, &run, found)?;
     if !flags.json {
-        for arguments in [&["show", &id][..], &["play", &id], &["coverage", &id], &["verify", &id]] {
+        let this_run = format!("run:{id}");
+        for arguments in [
+            &["show", &id][..],
+            &["play", &id],
+            &["touched", &id],
+            &["search", &this_run, SEARCHED[1]],
+            &["tail", "--since", "1h", "--no-follow", &this_run, "outcome:denied,error"],
+            &["coverage", &id],
+            &["verify", &id],
+        ] {
             println!("\n$ weir {}", arguments.join(" "));
             print!("{}", collector.text(arguments)?);
         }
         std::io::stdout().flush()?;
     }
     if flags.keep {
-        keep(site, postgres, collector, agent, &id)?;
+        let environment = postgres.environment();
+        keep(site, [postgres.release(), nginx.release()], collector, agent, &environment, &id)?;
     }
     if flags.json {
         println!("{result}");
@@ -130,18 +197,43 @@ fn demo(flags: &Flags) -> anyhow::Result<bool> {
 
 /// The run, once all of its sessions are closed and received.
 fn finished_run(collector: &Collector) -> anyhow::Result<Option<Run>> {
-    // 8 psql, 1 pgbench (it connects twice: once to look, once to work), 1 opaque, 1 denied.
-    let whole = |run: &Run| run.count("open_sessions") == 0 && run.count("sessions") >= 11;
+    // 8 psql, 1 pgbench (it connects twice: once to look, once to work), 5 curl and 2 Python to nginx, 1 opaque, 1 denied.
+    let whole = |run: &Run| run.count("open_sessions") == 0 && run.count("sessions") >= 18;
     Ok(collector.runs()?.into_iter().next().filter(whole))
 }
 
-fn summary(collector: &Collector, run: &Run) -> anyhow::Result<Value> {
+/// How many exchanges of the run each search finds. Full text follows what is received within seconds.
+fn searched(collector: &Collector, run: &str) -> anyhow::Result<Value> {
+    let mut found = serde_json::Map::new();
+    for query in SEARCHED {
+        let this_run = format!("run:{run}");
+        let hits = eventually(&format!("a search finds {query}"), || {
+            let hits = collector.lines(&["search", &this_run, query])?;
+            Ok((!hits.is_empty()).then_some(hits.len()))
+        })?;
+        found.insert(query.to_owned(), hits.into());
+    }
+    Ok(found.into())
+}
+
+fn summary(collector: &Collector, run: &Run, found: Value) -> anyhow::Result<Value> {
+    let this_run = format!("run:{}", run.id);
+    let exchanges = collector.exchanges(run)?;
+    let http = exchanges.iter().filter(|exchange| exchange.word("protocol") == "http");
+    let tailed = collector.lines(&["tail", "--since", "1h", "--no-follow", &this_run])?;
+    let touched = collector.json(&["touched", &run.id])?;
+    let touched = |what: &str| touched[what].as_array().map_or(0, Vec::len);
     Ok(json!({
         "run": run.id,
         "sessions": run.count("sessions"),
         "exchanges": run.count("exchanges"),
         "denied": run.count("denied"),
         "gaps": run.count("gaps"),
+        "http_exchanges": http.count(),
+        "found": found,
+        "tailed": tailed.len(),
+        "touched": { "hosts": touched("hosts"), "databases": touched("databases"), "tables": touched("tables"),
+            "paths": touched("paths") },
         "coverage": {
             "inspected": collector.share(run, "inspected")?,
             "opaque": collector.share(run, "metadata-only")?,
@@ -152,20 +244,28 @@ fn summary(collector: &Collector, run: &Run) -> anyhow::Result<Value> {
 }
 
 /// Everything goes on; how to look around and how to end it.
-fn keep(site: Site, postgres: Postgres, collector: Collector, agent: Agent, run: &str) -> anyhow::Result<()> {
+fn keep(
+    site: Site,
+    servers: [Option<u32>; 2],
+    collector: Collector,
+    agent: Agent,
+    environment: &[(&str, String)],
+    run: &str,
+) -> anyhow::Result<()> {
     let weir = program("weir")?.display().to_string();
     let weir_agent = program("weir-agent")?.display().to_string();
     let config = agent.config().display().to_string();
     let environment: Vec<String> =
-        postgres.environment().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     println!("\nAll of it goes on. Look around:\n");
     println!("  export WEIR_CREDENTIAL={}", collector.credential());
     println!("  {weir} runs");
     println!("  {weir} show {run}");
     println!("  {weir_agent} status --config {config}");
     println!("  {} {weir_agent} exec --config {config} -- psql", environment.join(" "));
-    let pids: Vec<String> = [agent.release(), collector.release(), postgres.release()]
+    let pids: Vec<String> = [agent.release(), collector.release()]
         .into_iter()
+        .chain(servers)
         .flatten()
         .map(|pid| pid.to_string())
         .collect();
