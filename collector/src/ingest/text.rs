@@ -19,8 +19,10 @@ use crate::metrics::Metrics;
 use crate::store::rows::{ExchangeText, StoredSegment, TextSegment};
 use crate::store::{Store, StoreError};
 
-/// Segments of one step: its transaction, and what is held in memory for it.
+/// Of one step, which is one transaction: segments, their bytes as stored, and bytes of text after which it ends.
 const STEP_SEGMENTS: i64 = 64;
+const STEP_STORED_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const STEP_TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Commits are gathered for so long: many texts at once are written with less merging. Well below the lag promised.
 const GATHER: Duration = Duration::from_millis(200);
 /// After a failure of the store.
@@ -30,8 +32,12 @@ const ASKED_BYTES_MAX: usize = 64 * 1024;
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// Recorded bytes of one direction of one exchange that its body's text is made from.
 const BODY_BYTES_MAX: usize = 256 * 1024;
+/// Text of all bodies of one segment: what a few compressed bytes may become.
+const SEGMENT_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Segments looked into for the beginning of an exchange that finishes in a later one.
 const EARLIER_SEGMENTS_MAX: u64 = 8;
+/// Such exchanges of one segment, more of them than any client leaves open: the others are found without their bodies.
+const BEGUN_EARLIER_MAX: usize = 64;
 /// Session keys kept open.
 const KEYS_MAX: usize = 1024;
 
@@ -74,6 +80,10 @@ impl TextFollower {
     pub async fn run(mut self, shutdown: CancellationToken) {
         loop {
             if let Err(error) = self.catch_up(&shutdown).await {
+                // The index was closed under it.
+                if shutdown.is_cancelled() {
+                    return;
+                }
                 tracing::error!(error = %crate::chain(&error), "full text does not follow: it is tried again");
                 tokio::time::sleep(RETRY).await;
                 continue;
@@ -105,21 +115,37 @@ impl TextFollower {
         let index = self.store.index.clone();
         let turn = index.text_turn().await;
         let next = index.text_progress().await?.next_segment;
-        let segments = index.text_segment_list(next, STEP_SEGMENTS).await?;
-        let Some(last) = segments.last() else { return Ok(false) };
-        let next = last.id + 1;
-        let count = segments.len() as u64;
+        let mut segments = index.text_segment_list(next, STEP_SEGMENTS).await?;
+        let mut stored_bytes = 0_u64;
+        let fit = segments.iter().take_while(|segment| {
+            stored_bytes = stored_bytes.saturating_add(segment.stored.len);
+            stored_bytes <= STEP_STORED_BYTES_MAX
+        });
+        let fit = fit.count().max(1);
+        segments.truncate(fit);
+        if segments.is_empty() {
+            return Ok(false);
+        }
+        let (mut next, mut count) = (next, 0);
         let mut texts = Vec::new();
+        let mut text_bytes = 0;
         let mut all_bytes = self.bytes(&segments).await.into_iter();
         for segment in segments {
             let (session, seq) = (segment.stored.session, segment.stored.seq);
+            (next, count) = (segment.id + 1, count + 1);
             let bytes = all_bytes.next().unwrap_or(Err(StoreError::Damaged("bundle")));
             match self.texts(segment, bytes).await? {
-                Ok(of_segment) => texts.extend(of_segment),
+                Ok(of_segment) => {
+                    text_bytes += of_segment.iter().map(size).sum::<usize>();
+                    texts.extend(of_segment);
+                }
                 Err(unreadable) => {
                     self.metrics.text_unreadable.inc();
                     tracing::warn!(%session, seq, error = %crate::chain(&unreadable), "a segment's text cannot be found: it does not open");
                 }
+            }
+            if text_bytes >= STEP_TEXT_BYTES_MAX {
+                break;
             }
         }
         index.text_add(&turn, &texts, next).await?;
@@ -244,6 +270,10 @@ impl TextFollower {
     }
 }
 
+fn size(text: &ExchangeText) -> usize {
+    text.asked.len() + text.error.len() + text.body.len()
+}
+
 fn open(bytes: Bytes, key: &SessionKey) -> Result<Bytes, Unreadable> {
     Ok(Segment::parse(bytes)?.open(key)?)
 }
@@ -304,6 +334,7 @@ fn draw(segment: &TextSegment, plain: Bytes) -> Result<Drawn, Unreadable> {
     // Asked here and not finished yet: place of the text, and its pieces.
     let mut running: HashMap<u64, (Option<usize>, Pieces)> = HashMap::new();
     let mut continued: HashMap<u64, Pieces> = HashMap::new();
+    let mut bodies_bytes = 0;
     for event in seal::events(plain) {
         match event?.kind {
             Some(Kind::Asked(asked)) => {
@@ -328,14 +359,17 @@ fn draw(segment: &TextSegment, plain: Bytes) -> Result<Drawn, Unreadable> {
                 let begun = running.remove(&finished.exchange);
                 let place = match begun {
                     Some((Some(place), pieces)) => {
-                        text.body = pieces.text(protocol);
+                        if bodies_bytes < SEGMENT_BODIES_BYTES_MAX {
+                            text.body = pieces.text(protocol);
+                            bodies_bytes += text.body.len();
+                        }
                         drawn.texts[place] = text;
                         continue;
                     }
                     _ => drawn.texts.len(),
                 };
                 drawn.texts.push(text);
-                if has_bodies(segment, finished.exchange) {
+                if has_bodies(segment, finished.exchange) && drawn.begun_earlier.len() < BEGUN_EARLIER_MAX {
                     drawn.begun_earlier.push(BegunEarlier {
                         place,
                         ordinal: finished.exchange,

@@ -79,6 +79,44 @@ async fn an_exchange_that_outlives_its_segment_is_one_row_and_one_text() {
 }
 
 #[tokio::test]
+async fn text_of_bodies_is_found_also_where_a_body_crosses_segments() {
+    let collector = Collector::start().await;
+    let mut agent = Agent::join(&collector, "db-1").await;
+    let mut recorded = agent.session(RunId::generate());
+    let data = |exchange, direction: v1::Direction, bytes: &'static str| {
+        let bytes = bytes.as_bytes().into();
+        Kind::Data(v1::Data { exchange, direction: direction as i32, bytes, ..Default::default() })
+    };
+    let facts = v1::Facts { protocol: "http".into(), ..Default::default() };
+    let ask = |exchange| Kind::Asked(v1::Asked { exchange, operation: Some(operation(exchange)) });
+    let request = "POST /a HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 21\r\n\r\n{\"animal\":\"reindeer\"}";
+    let reply = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 13\r\n\r\na fine walrus";
+    let first = [
+        recorded.opened_event(),
+        event(1, Kind::Facts(facts)),
+        event(2, ask(1)),
+        event(3, data(1, v1::Direction::Request, request)),
+        event(4, data(1, v1::Direction::Response, reply)),
+        event(5, Kind::Finished(finished(1, 2))),
+        event(6, ask(2)),
+        event(7, data(2, v1::Direction::Request, request)),
+        event(8, data(2, v1::Direction::Response, &reply[..reply.len() - 6])),
+    ];
+    let second = [
+        event(20, data(2, v1::Direction::Response, &reply[reply.len() - 6..])),
+        event(21, Kind::Finished(finished(2, 6))),
+    ];
+    let mut shipping = agent.ship(&collector).await;
+    for events in [&first[..], &second[..]] {
+        shipping.receipt(&recorded.seal(events, false)).await;
+    }
+    indexed(&collector).await;
+    let data = &collector.config.data;
+    assert_eq!(found(data, "body : reindeer AND body : \"fine walrus\"").await, [1, 3]);
+    assert!(found(data, "asked : reindeer").await.is_empty());
+}
+
+#[tokio::test]
 async fn hostile_text_is_only_text() {
     let collector = Collector::start().await;
     let mut agent = Agent::join(&collector, "db-1").await;

@@ -25,8 +25,8 @@ const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("../../../migrations/sqlite/text.sql");
 /// Index pages rewritten by one step of erasing (4 KiB each): readers and the follower wait no longer than that takes.
 const ERASE_PAGES_PER_STEP: i64 = 256;
-/// Steps of one erasing: more than any index has pages for is a fault of ours, not a reason to go on for ever.
-const ERASE_STEPS_MAX: u32 = 100_000;
+/// Steps of one erasing, of those that rewriting every page takes: what comes meanwhile is merged, too, and would never end.
+const ERASE_STEPS_FACTOR: i64 = 4;
 
 static TEXTS: Insert = Insert::new("INSERT INTO exchange_text (rowid, asked, error, body) VALUES", 4, "");
 
@@ -190,7 +190,8 @@ impl SqliteIndex {
     pub async fn text_erase(&self) -> Result<(), StoreError> {
         // The first step says that all structures belong to one merge, the others go on with it.
         let mut pages = -ERASE_PAGES_PER_STEP;
-        for _ in 0..ERASE_STEPS_MAX {
+        let all: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&self.text).await?;
+        for _ in 0..(all / ERASE_PAGES_PER_STEP + 1).saturating_mul(ERASE_STEPS_FACTOR) {
             let _turn = self.text_turn().await;
             let mut tx = self.text.begin().await?;
             let before: i64 = sqlx::query_scalar("SELECT total_changes()").fetch_one(&mut *tx).await?;
