@@ -49,7 +49,7 @@ pub enum SearchError {
     #[error("there are no runs yet")]
     NoRuns,
     #[error(
-        "{WINDOW_IDS_MIN} exchanges took longer than {} s: narrow the query by a run, a target or a time",
+        "{WINDOW_IDS_MIN} exchanges took longer than {} s: narrow the query by a run, a target or a time, or take longer words than a few letters and a *",
         STATEMENT_TIMEOUT.as_secs()
     )]
     TooSlow,
@@ -977,6 +977,46 @@ mod tests {
         }
         for _ in 0..2 * super::super::READERS {
             index.probe().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_search_whose_time_is_over_says_how_far_it_is_and_goes_on() {
+        const IDS: i64 = 10 * WINDOW_IDS + 1;
+        let (_folder, index) = index().await;
+        sqlx::query("UPDATE counter SET next = ? WHERE name = 'exchange'")
+            .bind(IDS)
+            .execute(&index.writer)
+            .await
+            .unwrap();
+        let query = parse("rows:>1", 0).unwrap();
+        for newest_first in [true, false] {
+            let (mut after, mut answers) = (None, 0);
+            loop {
+                let seeking = Seeking {
+                    query: &query,
+                    newest_first,
+                    after,
+                    before: None,
+                    ended_from_ns: None,
+                    rows: 10,
+                    until: Instant::now(),
+                };
+                let found = index.search(&seeking).await.unwrap();
+                answers += 1;
+                assert!(found.ids.is_empty());
+                if found.done {
+                    break;
+                }
+                let further = match after {
+                    Some(after) if newest_first => found.after < after,
+                    Some(after) => found.after > after,
+                    None => true,
+                };
+                assert!(further, "{:?} after {after:?}", found.after);
+                after = Some(found.after);
+            }
+            assert!(answers > 10, "{answers} answers: one window each");
         }
     }
 
