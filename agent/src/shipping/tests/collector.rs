@@ -26,6 +26,9 @@ use weir_proto::{GenerationId, KeyId, NodeId, SessionId};
 
 use crate::recording::clock;
 
+/// What a welcome's key set covers.
+pub(super) const DAYS: u32 = 35;
+
 /// How the collector behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
@@ -167,6 +170,8 @@ impl Ingest for Collector {
                     }
                 }
                 if collector.held().manner == Manner::Chatty {
+                    let fresh = collector.held().keys(DAYS + 1, 2);
+                    let _ = outbox.try_send(Ok(ToAgent { message: Some(to_agent::Message::Keys(fresh)) }));
                     // What prost makes of a kind of message that it does not know.
                     for _ in 0..20 {
                         let _ = outbox.try_send(Ok(ToAgent { message: None }));
@@ -214,19 +219,11 @@ impl Held {
     }
 
     fn welcome(&self) -> v1::Welcome {
-        let today = clock::today();
-        let key = |day| v1::HpkeKey {
-            id: KeyId::from_bytes([day as u8; 16]).to_field(),
-            class: "default".into(),
-            day,
-            public_key: self.pair.public.clone().into(),
-        };
-        let keys = v1::KeySet { keys: (today..today + 35).map(key).collect(), issued_unix: 1 };
         v1::Welcome {
             format_min: 1,
             format_max: 1,
             collector_version: "test".into(),
-            keys: Some(sign_key_set(&self.signing, &keys)),
+            keys: Some(self.keys(DAYS, 1)),
             node_entries: self.log.next_index,
             node_head: if self.log.next_index == 0 {
                 Bytes::new()
@@ -236,6 +233,19 @@ impl Held {
             next_number: self.entries.iter().flat_map(|e| &e.opened).map(|o| o.number + 1).max().unwrap_or(1),
             stream_version: 0,
         }
+    }
+
+    /// For so many days from today on.
+    fn keys(&self, days: u32, issued_unix: i64) -> v1::SignedKeySet {
+        let today = clock::today();
+        let key = |day| v1::HpkeKey {
+            id: KeyId::from_bytes([day as u8; 16]).to_field(),
+            class: "default".into(),
+            day,
+            public_key: self.pair.public.clone().into(),
+        };
+        let keys = (today..today + days).map(key).collect();
+        sign_key_set(&self.signing, &v1::KeySet { keys, issued_unix })
     }
 
     fn segment(&mut self, sealed: v1::SealedSegment) -> Vec<to_agent::Message> {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::collector::{Collector, Manner};
+use super::collector::{Collector, DAYS, Manner};
 use super::{runtime, session, spool_files, start, wait_for};
-use crate::recording::Recording;
+use crate::recording::{Recording, clock};
 use crate::shipping::enroll;
 
 fn said(recording: &Recording) -> String {
@@ -128,6 +128,9 @@ fn a_collector_of_a_later_version_may_say_more() {
             collector.until("it ships", |held| held.chains.get(&id).is_some_and(|c| c.closed)).await;
         }
         assert_eq!(recorder.counters().disconnects.value(), 0);
+        // Among what it says are newer keys: they are taken, for as long as the stream lives and after it.
+        let until = clock::today() + DAYS;
+        assert!(said(&recording).contains(&format!("\"keys_until_day\":{until}")), "{}", said(&recording));
         recording.drain().await.unwrap();
     });
 }
