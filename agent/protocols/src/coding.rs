@@ -4,8 +4,10 @@
 
 use std::io::{self, Write};
 
-/// Largest window that a zstd frame may ask for, as a power of two: 8 MiB, what RFC 9659 allows.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Largest window that a body may ask for to be shown, as a power of two: 16 MiB, the most that br has.
+pub(crate) const SHOWN_WINDOW_LOG_MAX: u32 = 24;
+/// The same, to be masked while it passes: 4 MiB, for each direction of each connection.
+pub(crate) const MASKED_WINDOW_LOG_MAX: u32 = 22;
 /// Where brotli puts what it decodes before it hands it on, bytes.
 const BROTLI_BUFFER_BYTES: usize = 4 * 1024;
 
@@ -41,7 +43,11 @@ impl Coding {
 pub(crate) struct DecodeError(#[source] io::Error);
 
 /// Reads one coded body.
-pub(crate) struct Decoder(Inner);
+pub(crate) struct Decoder {
+    inner: Inner,
+    window_log_max: u32,
+    begun: bool,
+}
 
 enum Inner {
     Gzip(Box<flate2::write::MultiGzDecoder<Sink>>),
@@ -60,9 +66,9 @@ impl std::fmt::Debug for Decoder {
 }
 
 impl Decoder {
-    pub(crate) fn new(coding: Coding) -> Result<Self, DecodeError> {
+    pub(crate) fn new(coding: Coding, window_log_max: u32) -> Result<Self, DecodeError> {
         let sink = Sink::default();
-        Ok(Self(match coding {
+        let inner = match coding {
             Coding::Gzip => Inner::Gzip(Box::new(flate2::write::MultiGzDecoder::new(sink))),
             Coding::Deflate => Inner::Deflate(Vec::new()),
             Coding::Brotli => {
@@ -71,10 +77,11 @@ impl Decoder {
             }
             Coding::Zstd => {
                 let mut decoder = zstd::stream::write::Decoder::new(sink).map_err(DecodeError)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(DecodeError)?;
+                decoder.window_log_max(window_log_max).map_err(DecodeError)?;
                 Inner::Zstd(Box::new(decoder))
             }
-        }))
+        };
+        Ok(Self { inner, window_log_max, begun: false })
     }
 
     /// Adds what these bytes decode to, at most `room` bytes. After an error nothing more can be decoded; what was decoded
@@ -85,17 +92,23 @@ impl Decoder {
         room: usize,
         decoded: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
-        if let Inner::Deflate(first) = &mut self.0 {
+        if let Inner::Deflate(first) = &mut self.inner {
             first.extend_from_slice(coded);
             let [one, two, ..] = first[..] else { return Ok(()) };
             let coded = std::mem::take(first);
             let is_zlib = one & 0x0f == 8 && (u16::from(one) << 8 | u16::from(two)).is_multiple_of(31);
-            self.0 = if is_zlib {
+            self.inner = if is_zlib {
                 Inner::Zlib(Box::new(flate2::write::ZlibDecoder::new(Sink::default())))
             } else {
                 Inner::Bare(Box::new(flate2::write::DeflateDecoder::new(Sink::default())))
             };
             return self.push(&coded, room, decoded);
+        }
+        if let (Inner::Brotli(_), false, Some(first)) = (&self.inner, self.begun, coded.first()) {
+            self.begun = true;
+            if brotli_window_log(*first) > self.window_log_max {
+                return Err(DecodeError(io::Error::other("its window is too large")));
+            }
         }
         self.sink(|sink| *sink = Sink { decoded: std::mem::take(decoded), room });
         let written = self.write(coded);
@@ -104,7 +117,7 @@ impl Decoder {
     }
 
     fn write(&mut self, coded: &[u8]) -> io::Result<()> {
-        match &mut self.0 {
+        match &mut self.inner {
             Inner::Gzip(decoder) => write(decoder, coded),
             Inner::Zlib(decoder) => write(decoder, coded),
             Inner::Bare(decoder) => write(decoder, coded),
@@ -115,7 +128,7 @@ impl Decoder {
     }
 
     fn sink(&mut self, change: impl FnOnce(&mut Sink)) {
-        match &mut self.0 {
+        match &mut self.inner {
             Inner::Gzip(decoder) => change(decoder.get_mut()),
             Inner::Zlib(decoder) => change(decoder.get_mut()),
             Inner::Bare(decoder) => change(decoder.get_mut()),
@@ -123,6 +136,17 @@ impl Decoder {
             Inner::Zstd(decoder) => change(decoder.get_mut()),
             Inner::Deflate(_) => {}
         }
+    }
+}
+
+/// What the first byte of a brotli stream says (RFC 7932, 9.1); beyond all measure for what the RFC does not know.
+fn brotli_window_log(first: u8) -> u32 {
+    match (first & 1, first >> 1 & 7, first >> 4 & 7) {
+        (0, ..) => 16,
+        (_, 0, 0) => 17,
+        (_, 0, 1) => u32::MAX,
+        (_, 0, bits) => 8 + u32::from(bits),
+        (_, bits, _) => 17 + u32::from(bits),
     }
 }
 
@@ -181,7 +205,7 @@ pub(crate) mod tests {
     const BROTLI: &[u8] = b"\x8b\x0c\x80hello hello hello, brotli\n\x03";
 
     fn decode(coding: Coding, coded: &[u8], cut: usize, room: usize) -> (Vec<u8>, bool) {
-        let mut decoder = Decoder::new(coding).unwrap();
+        let mut decoder = Decoder::new(coding, SHOWN_WINDOW_LOG_MAX).unwrap();
         let mut decoded = Vec::new();
         for part in coded.chunks(cut) {
             let room = room - decoded.len();
@@ -238,6 +262,19 @@ pub(crate) mod tests {
         }
         assert!(!decode(Coding::Zstd, b"****************", 16, 100).1);
         assert!(!decode(Coding::Brotli, b"****************", 16, 100).1);
+    }
+
+    #[test]
+    fn large_windows_are_refused() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(26).unwrap();
+        encoder.include_contentsize(false).unwrap();
+        encoder.write_all(&[7; 1000]).unwrap();
+        assert!(!decode(Coding::Zstd, &encoder.finish().unwrap(), 1 << 20, 1 << 20).1);
+        let windows = [0x0b, 0x0f, 0x01, 0x21, 0x11, 0x00].map(brotli_window_log);
+        assert_eq!(windows, [22, 24, 17, 10, u32::MAX, 16]);
+        let mut decoder = Decoder::new(Coding::Brotli, MASKED_WINDOW_LOG_MAX).unwrap();
+        assert!(decoder.push(b"\x0f\x00", 100, &mut Vec::new()).is_err());
     }
 
     #[test]

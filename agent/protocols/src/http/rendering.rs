@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::h1::{Asked, BodyReader, HEAD_BYTES_MAX, HeadEnd, Step, request_head, response_head};
 use super::message::{Body, Length, Switch};
-use crate::coding::Decoder;
+use crate::coding::{Decoder, SHOWN_WINDOW_LOG_MAX};
 use crate::seam::Side;
 use crate::view::{
     BODY_TEXT_BYTES_MAX, BodyText, Line, Page, Piece, SHOWN_BYTES_MAX, TEXT_BYTES_MAX, escaped,
@@ -151,8 +151,9 @@ impl Message {
         let withheld = if mask < WITHHELD_BYTES_MIN { 0 } else { mask };
         let coded = &self.content[..self.content.len() - withheld];
         let mut decoded = Vec::new();
-        let sound =
-            Decoder::new(coding).and_then(|mut decoder| decoder.push(coded, bytes_max, &mut decoded)).is_ok();
+        let sound = Decoder::new(coding, SHOWN_WINDOW_LOG_MAX)
+            .and_then(|mut decoder| decoder.push(coded, bytes_max, &mut decoded))
+            .is_ok();
         match (sound || decoded.len() >= bytes_max, decoded.is_empty()) {
             (false, true) => (decoded, self.content.len()),
             _ => (decoded, withheld),

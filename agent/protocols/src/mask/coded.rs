@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 
 use super::plan::{Hit, Syntax};
 use super::scan::Scanner;
-use crate::coding::{Coding, Decoder};
+use crate::coding::{Coding, Decoder, MASKED_WINDOW_LOG_MAX};
 
 /// Bytes that are decoded at a time, and recorded or withheld together.
 const BLOCK_BYTES: usize = 4 * 1024;
-/// Most that one block may decode to, bytes: a thousandfold is no text.
-const BLOCK_DECODED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most that one block may decode to, bytes: more than a hundredfold is hardly text, and costs whoever looks at it.
+const BLOCK_DECODED_BYTES_MAX: usize = 512 * 1024;
 /// Most that is decoded of one message, bytes; what comes behind it is withheld.
 const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -37,7 +37,7 @@ pub(super) struct CodedScan {
 impl CodedScan {
     pub(super) fn new(coding: Coding) -> Option<Self> {
         Some(Self {
-            decoder: Decoder::new(coding).ok()?,
+            decoder: Decoder::new(coding, MASKED_WINDOW_LOG_MAX).ok()?,
             scanner: Scanner::new(Syntax::Bytes),
             text: Vec::new(),
             decoded_bytes: 0,

@@ -99,9 +99,16 @@ impl MessageMask {
     pub(crate) fn push(&mut self, wire: Bytes, last: bool) -> Masked {
         let wire = join(std::mem::take(&mut self.undecided), wire);
         if self.contents.is_empty() && self.hits.is_empty() {
+            if last {
+                self.scan = Scan::Idle;
+            }
             return Masked { bytes: wire, marks: Vec::new() };
         }
         let undecided = self.decide(&wire, last);
+        if last {
+            // A decoder is not kept for as long as the exchange lives.
+            self.scan = Scan::Idle;
+        }
         let Some(from) = undecided else {
             self.contents.clear();
             let mut hits = std::mem::take(&mut self.hits);
