@@ -255,6 +255,41 @@ fn a_rule_governs_what_is_in_its_cgroup_and_what_no_rule_names_passes_untouched(
 }
 
 #[test]
+fn rules_about_executables_and_users_govern_what_fits_and_all_it_starts() {
+    let client = program("weir-test-client").unwrap();
+    let rules = format!(
+        "[[select]]\nname = 'nobody'\nusers = [4242]\nexecutables = ['/**']\n\
+         [[select]]\nname = 'client'\nusers = ['root']\nexecutables = ['{}']\nlabels = {{ story = 'executable' }}\n",
+        client.display()
+    );
+    let ground = Ground::with(|_| rules);
+    let echo = Echo::start(FAR).unwrap();
+    let address = echo.address.to_string();
+    let scope = ground.site.cgroup().join("scope");
+    let mut enter = Command::new("sh");
+    enter.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(&scope).arg(&client);
+    assert_eq!(run(enter.args(["talk", &address])).unwrap(), format!("{address} echo: hello\n"));
+    // Another executable, and it waits to be looked at.
+    let mut enter = Command::new("bash");
+    let (ip, port) = (echo.address.ip(), echo.address.port());
+    let script = format!(
+        r#"echo $$ > "$0/cgroup.procs"; exec 3<>/dev/tcp/{ip}/{port}; echo hi >&3; read -u 3 told; echo $told"#
+    );
+    assert_eq!(run(enter.args(["-c", &script]).arg(&scope)).unwrap(), "echo: hi\n");
+    assert!(ground.agent.metrics().unwrap().contains("weir_agent_untouched_total 1"));
+    let recorded = ground.collector.settled("executable", 1).unwrap();
+    assert_eq!(recorded.json["initiator"], "select:client");
+    let sessions = ground.collector.sessions(&recorded).unwrap();
+    assert_eq!(sessions[0].origin(), Some(echo.address));
+    let process = &sessions[0].json["process"];
+    assert_eq!(process["executable"], client.display().to_string());
+    let digest = run(Command::new("sha256sum").arg(&client)).unwrap();
+    let digest = digest.split(' ').next().unwrap();
+    assert_eq!(process["executable_sha256"], digest);
+    assert_eq!(recorded.json["principal"]["subject"], format!("uid:0 sha256:{digest}"));
+}
+
+#[test]
 fn a_stopping_agent_lets_open_sessions_go_on_for_a_while_and_the_next_one_takes_over() {
     let mut ground = Ground::new("");
     let echo = Echo::start(FAR).unwrap();
