@@ -184,6 +184,9 @@ impl Weir {
     pub(crate) fn account(&mut self) -> anyhow::Result<u64> {
         if !self.setting.with_collector {
             self.collector.resume()?;
+            // Started anew it asks at once; by now it would do so every 30 s.
+            self.agent.stop(Signal::SIGTERM)?;
+            self.agent.resume()?;
         }
         self.wait("the collector has everything", |status| {
             status["open_sessions"] == 0 && status["recording"]["spool_segments"] == 0
