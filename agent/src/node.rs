@@ -17,17 +17,17 @@ use weir_proto::v1::node_entry::Mark;
 use weir_protocols::GrantKey;
 use weir_protocols::mask::MaskPlan;
 
+use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::bypass::Bypass;
 use crate::policy::Judge;
 use crate::proxy::accept::Listeners;
 use crate::recording::{MarkError, Mode, Moment, Recorder, Recording, RecordingConfig};
 use crate::redirection::{
     Cgroup, Gate, GateState, Otherwise, Redirection, RedirectionError, Scope, find_cgroup2_mount,
 };
-use crate::selection::{Runs, runs_dir};
 use crate::reload::{self, Loaded};
+use crate::selection::{Runs, runs_dir};
 use crate::{admin, control};
 
 /// How often runs are checked for their end.
@@ -158,8 +158,13 @@ impl Node {
         recording: Recording,
     ) -> anyhow::Result<Arc<Self>> {
         let mount = find_cgroup2_mount()?;
-        let runs =
-            Runs::adopt(redirection.clone(), config.select.clone(), mount.clone(), scope.path(), runs_dir(&place.state))?;
+        let runs = Runs::adopt(
+            redirection.clone(),
+            config.select.clone(),
+            mount.clone(),
+            scope.path(),
+            runs_dir(&place.state),
+        )?;
         let key = GrantKey::take().context("a second judge in one process")?;
         let node = Arc::new(Self {
             redirection,

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use serde_json::{Value, json};
 use weir_protocols::mask::MaskPlan;
 use zeroize::Zeroizing;
 

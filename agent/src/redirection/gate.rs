@@ -89,7 +89,9 @@ fn no_bypass(bypassed: Result<bool, String>) -> GateState {
         Ok(true) => GateState::Weakened(
             "`weir-agent bypass` is under way: governed connections pass unredirected and unrecorded".into(),
         ),
-        Err(error) => GateState::Weakened(format!("it cannot be told whether a bypass is under way: {error}")),
+        Err(error) => {
+            GateState::Weakened(format!("it cannot be told whether a bypass is under way: {error}"))
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Longest pattern, bytes: a path can be no longer.
 const PATTERN_BYTES_MAX: usize = 4096;
 
-/// `/usr/bin/psql`; `/opt/*/bin/node`; `/home/**/claude`.
+/// `/usr/bin/psql`; `/opt/*/bin/node`; `/srv/**/claude`.
 ///
 /// `*` stands for any characters of one component, `**` for any characters at all, `?` for one byte of a component.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,9 +114,9 @@ mod tests {
                 vec!["/opt/a/b/bin/node", "/opt/bin/node"],
             ),
             (
-                "/home/**/claude",
-                vec!["/home/a/claude", "/home/a/b/claude"],
-                vec!["/home/claude2", "/home/a/Claude"],
+                "/srv/**/claude",
+                vec!["/srv/a/claude", "/srv/a/b/claude"],
+                vec!["/srv/claude2", "/srv/a/Claude"],
             ),
             ("**/claude", vec!["/x/claude", "/claude"], vec!["/x/claude/y"]),
             (

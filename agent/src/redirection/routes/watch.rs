@@ -194,7 +194,10 @@ pub(crate) fn forget(tables: &Mutex<Tables>, netns_cookie: Option<u64>) -> io::R
 }
 
 /// What the table holds of one network namespace, or of all.
-pub(crate) fn of_netns(tables: &Mutex<Tables>, netns_cookie: Option<u64>) -> io::Result<Vec<(Key<RouteTarget>, u32)>> {
+pub(crate) fn of_netns(
+    tables: &Mutex<Tables>,
+    netns_cookie: Option<u64>,
+) -> io::Result<Vec<(Key<RouteTarget>, u32)>> {
     let tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
     let mut found = Vec::new();
     for entry in tables.routes.iter() {
