@@ -256,7 +256,9 @@ fn join(args: JoinArgs) -> anyhow::Result<ExitCode> {
     let name = args.name.unwrap_or_else(crate::selection::host_name);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let node_id = runtime.block_on(shipping::enroll(&config.state_dir, token.trim(), &name, args.again))?;
-    println!("joined as {name} ({node_id}); start the node agent with `weir-agent run`, one that runs goes on by itself");
+    println!(
+        "joined as {name} ({node_id}); start the node agent with `weir-agent run`, one that runs goes on by itself"
+    );
     Ok(ExitCode::SUCCESS)
 }
 

@@ -129,7 +129,11 @@ impl Local {
             ingest: None,
             query: QueryService {
                 access: access.clone(),
-                searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }, CancellationToken::new()).await?,
+                searching: Searching::open(
+                    Reading { store: store.clone(), keys: keys.clone() },
+                    CancellationToken::new(),
+                )
+                .await?,
                 reading: Reading { store, keys },
                 connected: connected.clone(),
             },

@@ -159,7 +159,11 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
         ingest: Some(ingest),
         query: QueryService {
             access: access.clone(),
-            searching: Searching::open(Reading { store: store.clone(), keys: keys.clone() }, shutdown.clone()).await?,
+            searching: Searching::open(
+                Reading { store: store.clone(), keys: keys.clone() },
+                shutdown.clone(),
+            )
+            .await?,
             reading: Reading { store: store.clone(), keys: keys.clone() },
             connected: connected.clone(),
         },
@@ -168,13 +172,8 @@ pub async fn start(config: &Config) -> Result<Running, ServeError> {
 
     let certificate = ServerCertificate::new(&keys.authority, config.names.clone())?;
     let tls = Arc::new(keys.authority.server_config(certificate.clone())?);
-    let incoming = listener::accept(
-        listener,
-        tls,
-        shutdown.clone(),
-        metrics.clone(),
-        listener::Patience::default(),
-    );
+    let incoming =
+        listener::accept(listener, tls, shutdown.clone(), metrics.clone(), listener::Patience::default());
     let ends = shutdown.clone();
     let server = tokio::spawn(async move {
         let served = router.serve_with_incoming_shutdown(incoming, ends.cancelled_owned()).await;

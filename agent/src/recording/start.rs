@@ -130,7 +130,6 @@ impl Recording {
         if config.mode == Mode::Collector {
             ensure_keys(&config.state_dir).await;
         }
-        let state = config.state_dir.clone();
         // Reading the spool and the journals of an earlier life takes its time on a full disk.
         let opened = tokio::task::spawn_blocking(move || open(&config))
             .await
@@ -153,7 +152,6 @@ impl Recording {
                     ring.clone(),
                     numbering,
                     counters,
-                    state,
                 );
                 // A disk restored from an old copy would give session numbers a second time; the collector knows better.
                 let _ = tokio::time::timeout(GREETING_TIMEOUT, shipping.greeted()).await;

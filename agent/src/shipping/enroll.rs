@@ -102,6 +102,7 @@ pub(crate) async fn enroll(
     }
     let identity = Identity { node, signing };
     let enrolled = Enrolled {
+        state: state.to_owned(),
         address: token.address,
         receipt_key,
         // The token's CA, which came by a person's hand; not what the wire says.

@@ -50,6 +50,8 @@ pub(crate) struct Identity {
 /// What enrolment gave.
 #[derive(Clone)]
 pub(crate) struct Enrolled {
+    /// Where it is stored: certificates are read from there for each connection.
+    pub(crate) state: PathBuf,
     pub(crate) address: String,
     pub(crate) receipt_key: VerifyingKey,
     pub(crate) ca_der: Vec<u8>,
@@ -94,6 +96,7 @@ pub(crate) fn load_enrolled(state: &Path) -> Result<(Identity, Enrolled), Identi
     let receipt_key: [u8; 32] =
         decode_hex(&collector.receipt_key).and_then(|k| k.try_into().ok()).ok_or_else(damaged)?;
     let enrolled = Enrolled {
+        state: state.to_owned(),
         address: collector.address,
         receipt_key: VerifyingKey::from_bytes(&receipt_key).map_err(|_| damaged())?,
         ca_der: read(state, "ca.der")?,

@@ -91,7 +91,7 @@ impl Shipper {
             answer.life_seconds,
             clock::unix_seconds(),
         );
-        store_next(&self.state, &next)?;
+        store_next(&self.enrolled.state, &next)?;
         Ok(next)
     }
 }

@@ -1,6 +1,5 @@
 //! The task that keeps a stream up, and how it stands.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -101,7 +100,6 @@ impl Shipping {
         ring: Arc<KeyRing>,
         numbering: Numbering,
         counters: Arc<Counters>,
-        state: PathBuf,
     ) -> Self {
         let progress = Arc::new(Progress::default());
         progress.certificate(&enrolled.certificate);
@@ -115,7 +113,6 @@ impl Shipping {
             numbering,
             counters,
             progress: progress.clone(),
-            state,
             next_failed: AtomicBool::new(false),
         };
         let task = tokio::spawn(keep_up(shipper)).abort_handle();

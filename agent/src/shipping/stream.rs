@@ -2,7 +2,6 @@
 //! pinned key, a refusal against what was sent. Nothing it says makes the spool delete what it does not provably hold.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,8 +57,6 @@ pub(super) struct Shipper {
     pub(super) numbering: Numbering,
     pub(super) counters: Arc<Counters>,
     pub(super) progress: Arc<Progress>,
-    /// Where the certificates are: they are read for each connection.
-    pub(super) state: PathBuf,
     /// A renewed certificate was not welcomed the last time: the one before it is tried in between.
     pub(super) next_failed: AtomicBool,
 }
@@ -147,7 +144,7 @@ impl Shipper {
 
     /// With a certificate that was renewed, if there is one; with the one before, if that was not welcomed the last time.
     async fn open(&self) -> Result<(Opened, ClientCertificate), ShippingError> {
-        let Certificates { current, next } = certificates(&self.state)?;
+        let Certificates { current, next } = certificates(&self.enrolled.state)?;
         let fall_back = self.next_failed.swap(false, Ordering::AcqRel);
         let Some(next) = next else {
             self.progress.certificate(&current);
@@ -158,13 +155,13 @@ impl Shipper {
             tracing::warn!(
                 "the collector takes the old certificate and not the renewed one, which is dropped"
             );
-            drop_next(&self.state)?;
+            drop_next(&self.enrolled.state)?;
             self.progress.certificate(&current);
             return Ok((opened, current));
         }
         match open(&self.enrolled, &next, &self.identity).await {
             Ok(opened) => {
-                promote_next(&self.state)?;
+                promote_next(&self.enrolled.state)?;
                 self.progress.certificate(&next);
                 Ok((opened, next))
             }

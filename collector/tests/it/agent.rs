@@ -73,10 +73,7 @@ impl Agent {
         let node = NodeId::try_from(&answer.node_id[..]).unwrap();
         Self {
             node,
-            identity: Identity::from_pem(
-                pem("CERTIFICATE", &answer.certificate_der),
-                joining.key_pem,
-            ),
+            identity: Identity::from_pem(pem("CERTIFICATE", &answer.certificate_der), joining.key_pem),
             signer: joining.signer,
             receipts: VerifyingKey::from_bytes(answer.receipt_key[..].try_into().unwrap()).unwrap(),
             ca_der: answer.ca_der.to_vec(),
@@ -125,7 +122,8 @@ impl Agent {
         collector: &Collector,
         request: v1::RenewRequest,
     ) -> Result<v1::RenewResponse, Status> {
-        let channel = channel(&collector.address(), &collector.admin.ca_der, Some(self.identity.clone())).await;
+        let channel =
+            channel(&collector.address(), &collector.admin.ca_der, Some(self.identity.clone())).await;
         Ok(IngestClient::new(channel).renew(request).await?.into_inner())
     }
 
