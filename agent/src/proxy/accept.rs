@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use super::connection;
+use super::{connection, upstream};
 use crate::node::Node;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -55,6 +55,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Accepted sockets inherit it: five system calls less for each.
+    upstream::prepare((&socket).into());
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -82,5 +84,23 @@ async fn accept(listener: TcpListener, node: Arc<Node>) {
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_have_what_both_legs_want() {
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(accepted.nodelay().unwrap() && socket.keepalive().unwrap());
+        assert!(socket.out_of_band_inline().unwrap());
+        let fresh = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        assert_ne!(socket.tcp_keepalive_time().unwrap(), fresh.tcp_keepalive_time().unwrap());
+        assert_ne!(socket.tcp_keepalive_interval().unwrap(), fresh.tcp_keepalive_interval().unwrap());
     }
 }

@@ -9,7 +9,7 @@ use weir_protocols::{ExchangeId, Permit, Verdict};
 use super::pump::{Pump, Terms};
 use super::refuse::refuse;
 use super::tape::{Tape, TapeError};
-use super::upstream::{self, DialError, dial};
+use super::upstream::{DialError, dial};
 use crate::node::Node;
 use crate::policy::judge::Standing;
 use crate::redirection::Flow;
@@ -51,7 +51,6 @@ async fn govern(
     run: &Run,
     node: &Node,
 ) -> Result<(), TapeError> {
-    upstream::prepare(&client);
     let judged = node.judge.connect(flow.origin);
     let standing = match &judged {
         Ok((_, standing)) | Err((_, standing)) => standing.clone(),
@@ -117,7 +116,6 @@ async fn forward(
 /// Not a governed process after all: its bytes are passed on and nothing is kept but a count.
 async fn pass(mut client: TcpStream, flow: &Flow, node: &Node) {
     node.metrics.untouched.inc();
-    upstream::prepare(&client);
     match reach(&client, flow, node).await {
         Ok(mut upstream) => {
             let whole = tokio::select! {

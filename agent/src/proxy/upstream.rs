@@ -80,7 +80,7 @@ pub(crate) async fn dial(flow: &Flow) -> Result<TcpStream, DialError> {
     bind(&socket, flow)?;
     match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(flow.origin)).await {
         Ok(Ok(stream)) => {
-            prepare(&stream);
+            prepare(SockRef::from(&stream));
             Ok(stream)
         }
         Ok(Err(error)) => Err(DialError::Connect(error)),
@@ -121,13 +121,13 @@ fn bind(socket: &TcpSocket, flow: &Flow) -> Result<(), DialError> {
     socket.bind(to(0)).map_err(|source| DialError::Source { address, source })
 }
 
-/// What both legs want. A socket option that fails costs latency, not correctness.
-pub(crate) fn prepare(stream: &TcpStream) {
+/// What both legs want; accepted sockets have it from their listener. A socket option that fails costs latency, not
+/// correctness.
+pub(crate) fn prepare(socket: SockRef<'_>) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    let socket = SockRef::from(stream);
     // Urgent bytes stay in their place in the stream; out of band they would be neither forwarded nor recorded.
-    let result = stream
-        .set_nodelay(true)
+    let result = socket
+        .set_tcp_nodelay(true)
         .and_then(|()| socket.set_tcp_keepalive(&keepalive))
         .and_then(|()| socket.set_out_of_band_inline(true));
     if let Err(error) = result {
