@@ -98,6 +98,12 @@ impl Body {
         if media_type.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") {
             return Content::Form;
         }
+        if media_type
+            .get(media_type.len().saturating_sub(3)..)
+            .is_some_and(|end| end.eq_ignore_ascii_case(b"xml"))
+        {
+            return Content::Xml;
+        }
         match self.boundary() {
             Some(boundary) => Content::Multipart(boundary),
             None => Content::Plain,

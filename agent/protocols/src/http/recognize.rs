@@ -38,12 +38,27 @@ pub(crate) fn request(bytes: &[u8]) -> Recognition {
     if target.starts_with(b"/") && METHODS.contains(&method) {
         return Recognition::Match(Kind::Http);
     }
+    if !may_be_target(method, target) {
+        return Recognition::No;
+    }
     let target_end = target.iter().position(|byte| *byte <= b' ' || *byte == 0x7f).unwrap_or(target.len());
     match &target[target_end..] {
         [] => Recognition::NeedMore,
         [b' ', version @ ..] if target_end > 0 => begins(version, b"HTTP/1."),
         _ => Recognition::No,
     }
+}
+
+/// The forms of a request's target (RFC 9112, 3.2), as far as it is there. Any other word is not waited for.
+fn may_be_target(method: &[u8], target: &[u8]) -> bool {
+    let begins_as = |scheme: &[u8]| {
+        let length = scheme.len().min(target.len());
+        target[..length].eq_ignore_ascii_case(&scheme[..length])
+    };
+    matches!(target, [] | [b'/' | b'*', ..])
+        || method.eq_ignore_ascii_case(b"CONNECT")
+        || begins_as(b"http://")
+        || begins_as(b"https://")
 }
 
 /// A server that speaks first, to say that it will not wait any longer.
@@ -85,6 +100,8 @@ mod tests {
             (b"CONNECT db:5432 HTTP", Recognition::NeedMore),
             (b"OPTIONS * RTSP/1.0", Recognition::No),
             (b"INVITE sip:a SIP/2.0", Recognition::No),
+            (b"send something", Recognition::No),
+            (b"get HTT", Recognition::NeedMore),
             (b"get key\r\n", Recognition::No),
             (b"set key 0 0 5\r\n", Recognition::No),
             (b"SSH-2.0-x\r\n", Recognition::No),

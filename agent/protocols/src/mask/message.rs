@@ -19,6 +19,7 @@ use super::head;
 use super::multipart::MultipartScan;
 use super::plan::{Hit, Syntax, masked};
 use super::scan::Scanner;
+use super::xml::XmlScan;
 use crate::coding::Coding;
 
 /// Most wire bytes that wait for their content to be decided, bytes. Chunks of one byte with long extensions get there:
@@ -32,6 +33,7 @@ pub(crate) enum Content {
     Plain,
     /// `application/x-www-form-urlencoded`
     Form,
+    Xml,
     /// `multipart/form-data`, by its boundary.
     Multipart(Bytes),
     /// Under a content coding: recorded as far as what it decodes to holds nothing that authenticates.
@@ -83,6 +85,7 @@ impl MessageMask {
         self.scan = match content {
             Content::Plain => Scan::Idle,
             Content::Form => Scan::Content(Box::new(ContentScan::new(First::Form(FormScan::new())))),
+            Content::Xml => Scan::Content(Box::new(ContentScan::new(First::Xml(XmlScan::default())))),
             Content::Multipart(boundary) => match MultipartScan::new(&boundary) {
                 Some(scan) => Scan::Content(Box::new(ContentScan::new(First::Multipart(Box::new(scan))))),
                 None => Scan::Withheld("form"),
@@ -252,6 +255,7 @@ struct ContentScan {
 enum First {
     None,
     Form(FormScan),
+    Xml(XmlScan),
     Multipart(Box<MultipartScan>),
     Coded(Box<CodedScan>),
 }
@@ -261,24 +265,27 @@ impl ContentScan {
         Self { first, first_ahead: 0, general: Scanner::new(Syntax::Bytes), general_ahead: 0 }
     }
 
-    /// As [`Scanner::scan`]: the content begins where the last call had decided up to.
+    /// As [`Scanner::scan`]: the content begins where the last call had decided up to. `hits` is empty.
     fn scan(&mut self, content: &[u8], last: bool, hits: &mut Vec<Hit>) -> usize {
         let from = self.first_ahead.min(content.len());
-        let (rest, before) = (&content[from..], hits.len());
+        let rest = &content[from..];
         self.first_ahead = match &mut self.first {
             First::None => content.len(),
             First::Form(scan) => from + scan.scan(rest, last, hits),
+            First::Xml(scan) => from + scan.scan(rest, last, hits),
             First::Multipart(scan) => from + scan.scan(rest, last, hits),
             First::Coded(scan) => from + scan.scan(rest, last, hits),
         };
-        shift(&mut hits[before..], from);
+        shift(hits, from);
         if matches!(self.first, First::Coded(_)) {
             // Coded bytes look like anything.
             self.general_ahead = content.len();
         } else {
-            let (from, before) = (self.general_ahead.min(content.len()), hits.len());
-            self.general_ahead = from + self.general.scan(&content[from..], last, hits);
-            shift(&mut hits[before..], from);
+            // In a list of its own: the scanner makes one of two hits that touch.
+            let (from, mut found) = (self.general_ahead.min(content.len()), Vec::new());
+            self.general_ahead = from + self.general.scan(&content[from..], last, &mut found);
+            shift(&mut found, from);
+            hits.append(&mut found);
         }
         let decided = self.first_ahead.min(self.general_ahead);
         self.first_ahead -= decided;

@@ -20,6 +20,7 @@ mod stream;
 mod userinfo;
 mod value;
 mod view;
+mod xml;
 
 pub(crate) use message::{Content, MessageMask};
 pub use plan::{MaskPlan, Syntax};
@@ -94,6 +95,29 @@ pub fn fuzz(input: &[u8]) {
         shown.extend_from_slice(stream.finish().bytes());
         assert_eq!(whole.bytes().len(), bytes.len(), "a mask changed the length");
         assert_eq!(&shown[..], &whole.bytes()[..], "a cut changed the outcome");
+    }
+    let messages = [
+        Content::Plain,
+        Content::Form,
+        Content::Xml,
+        Content::Multipart(Bytes::from_static(b"b")),
+        Content::Coded(crate::coding::Coding::Deflate),
+        Content::Withheld("fuzz"),
+    ];
+    for content in messages {
+        let message = |cut: usize| {
+            let (mut mask, mut shown) = (MessageMask::default(), Vec::new());
+            mask.reads(content.clone());
+            for part in bytes.chunks(cut) {
+                mask.content(0..part.len());
+                shown.extend_from_slice(mask.push(bytes.slice_ref(part), false).bytes());
+            }
+            shown.extend_from_slice(mask.push(Bytes::new(), true).bytes());
+            shown
+        };
+        let whole = message(bytes.len().max(1));
+        assert_eq!(whole.len(), bytes.len(), "a mask changed the length");
+        assert_eq!(message(cut), whole, "a cut changed the outcome of {content:?}");
     }
     let arguments: Vec<_> =
         input.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect();

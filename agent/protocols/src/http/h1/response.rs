@@ -208,9 +208,16 @@ impl Http1 {
             }
             Responses::Head if self.upstream.buffered() > 0 => {
                 let begun = self.upstream.take_rest();
-                let fault = Malformed::with(502, "the connection ended within the head");
-                self.malformed_response(fault, &begun, now, out);
-                return;
+                let Some(open) = self.open.front_mut().filter(|open| awaits_answer(open)) else {
+                    let fault = Malformed::with(502, "the connection ended within the head");
+                    self.malformed_response(fault, &begun, now, out);
+                    return;
+                };
+                // Cut short, and the last there is: the client learns from it what it would learn without us.
+                open.exchange.note_unread(UPSTREAM, &begun, &self.plan, now, out);
+                out.note(open.exchange.id, Note::Gap { reason: "truncated-message", bytes: 0 });
+                self.send_to_client(out);
+                out.push(Effect::Client(begun));
             }
             Responses::Head => {}
         }

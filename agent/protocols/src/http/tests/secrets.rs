@@ -80,6 +80,18 @@ fn fields_of_heads() {
     }
 }
 
+/// The mask of a line must not be taken for one that goes on in the next.
+#[test]
+fn fields_whose_places_touch() {
+    for blanks in 0..80 {
+        let pad = "x".repeat(blanks);
+        let fields = format!(
+            "A: token={SECRET}\r\nReferer: http://h/{pad}?token={SECRET}\r\nB: {pad} token={SECRET}\r\n"
+        );
+        stays_out(&get("/", &fields), &ok("", b"x"));
+    }
+}
+
 #[test]
 fn urls() {
     for target in [
@@ -125,6 +137,21 @@ fn forms_json_and_parts() {
         recorded.contains("\r\n\r\nada\r\n--X-y") && recorded.ends_with("\r\n\r\nshown\r\n--X-y--\r\n"),
         "{recorded}"
     );
+}
+
+#[test]
+fn elements() {
+    let xml = format!(
+        "<?xml version=\"1.0\"?><a:R xmlns:a='x'><AccessKeyId>shown</AccessKeyId><SecretAccessKey>{SECRET}</SecretAccessKey>\
+         <SessionToken\n type=\"b\">\n{SECRET}\n</SessionToken><wsse:Password>p<![CDATA[{SECRET}]]>{SECRET}</wsse:Password>\
+         <Token/><after password=\"{SECRET}\">shown, too</after><Password></Password></a:R>"
+    );
+    let recorded = stays_out(
+        &post("/x", "application/soap+xml; charset=utf-8", &xml),
+        &ok("Content-Type: text/xml\r\n", xml.as_bytes()),
+    );
+    assert!(recorded.contains("<AccessKeyId>shown</AccessKeyId><SecretAccessKey>***"), "{recorded}");
+    assert!(recorded.ends_with(">shown, too</after><Password></Password></a:R>"), "{recorded}");
 }
 
 #[test]

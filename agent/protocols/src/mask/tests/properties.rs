@@ -175,6 +175,19 @@ proptest! {
         }
     }
 
+    /// Pieces of what bodies consist of reach deeper than random bytes.
+    #[test]
+    fn the_fuzz_entry_holds_for_bodies(
+        cut in any::<u8>(),
+        pieces in proptest::collection::vec(proptest::sample::select(vec![
+            "--b", "\r\n--b\r\n", "\r\n--b", "\r\n\r\n", "Content-Disposition: form-data; name=\"password\"", "<Password>",
+            "<a:Token x='y'", ">", "</Password>", "<![CDATA[", "]]>", "<", "p%61ssword=", "token%3D", "&", "=x", "%", "%2", "+",
+            "\"password\":\"", "\"", "abc", "scheme://u:", "@h", "\n",
+        ]), 0..40),
+    ) {
+        crate::mask::fuzz(&[&[cut % 24][..], pieces.concat().as_bytes()].concat());
+    }
+
     #[test]
     fn the_fuzz_entry_holds(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         crate::mask::fuzz(&bytes);
