@@ -20,11 +20,9 @@ pub(crate) fn request(bytes: &[u8]) -> Recognition {
     if HTTP2_PREFACE.starts_with(bytes) {
         return Recognition::NeedMore;
     }
-    // An empty line may stand before a request (RFC 9112, 2.2).
-    let line = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    if line.is_empty() || line == b"\r" {
-        return Recognition::NeedMore;
-    }
+    // Generous: what a lenient server would take for a request must not pass by the rules about requests. Whether it is a
+    // sound one is decided later.
+    let line = trim(bytes, b" \t\r\n");
     let method_end = line.iter().position(|byte| !is_method(*byte)).unwrap_or(line.len());
     if method_end > METHOD_BYTES_MAX {
         return Recognition::No;
@@ -32,7 +30,7 @@ pub(crate) fn request(bytes: &[u8]) -> Recognition {
     let (method, rest) = line.split_at(method_end);
     let target = match rest {
         [] => return Recognition::NeedMore,
-        [b' ', target @ ..] if !method.is_empty() => target,
+        [b' ' | b'\t', target @ ..] if !method.is_empty() => trim(target, b" \t"),
         _ => return Recognition::No,
     };
     if target.starts_with(b"/") && METHODS.contains(&method) {
@@ -41,10 +39,10 @@ pub(crate) fn request(bytes: &[u8]) -> Recognition {
     if !may_be_target(method, target) {
         return Recognition::No;
     }
-    let target_end = target.iter().position(|byte| *byte <= b' ' || *byte == 0x7f).unwrap_or(target.len());
+    let target_end = target.iter().position(|byte| b" \t\r\n".contains(byte)).unwrap_or(target.len());
     match &target[target_end..] {
         [] => Recognition::NeedMore,
-        [b' ', version @ ..] if target_end > 0 => begins(version, b"HTTP/1."),
+        [b' ' | b'\t', version @ ..] if target_end > 0 => begins(trim(version, b" \t"), b"HTTP/"),
         _ => Recognition::No,
     }
 }
@@ -61,24 +59,30 @@ fn may_be_target(method: &[u8], target: &[u8]) -> bool {
         || begins_as(b"https://")
 }
 
+fn trim<'a>(bytes: &'a [u8], blanks: &[u8]) -> &'a [u8] {
+    let start = bytes.iter().position(|byte| !blanks.contains(byte)).unwrap_or(bytes.len());
+    &bytes[start..]
+}
+
 /// A server that speaks first, to say that it will not wait any longer.
 pub(crate) fn response(bytes: &[u8]) -> Recognition {
     begins(bytes, b"HTTP/1.")
 }
 
 fn begins(bytes: &[u8], expected: &[u8]) -> Recognition {
-    if bytes.starts_with(expected) {
-        Recognition::Match(Kind::Http)
-    } else if expected.starts_with(bytes) {
-        Recognition::NeedMore
-    } else {
+    let length = bytes.len().min(expected.len());
+    if !bytes[..length].eq_ignore_ascii_case(&expected[..length]) {
         Recognition::No
+    } else if length == expected.len() {
+        Recognition::Match(Kind::Http)
+    } else {
+        Recognition::NeedMore
     }
 }
 
-/// Servers take some methods in lower case, so a rule must see those, too.
+/// Of any token (RFC 9110, 5.6.2), in any case: there are servers that take every method for GET.
 fn is_method(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'-' || byte == b'_'
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -107,9 +111,17 @@ mod tests {
             (b"SSH-2.0-x\r\n", Recognition::No),
             (b"PRI * HTTP/2", Recognition::NeedMore),
             (b"PRI * HTTP/2.0\r\n", Recognition::Match(Kind::Opaque(Opacity::Http2))),
+            (b"\nGET /", http),
+            (b"GET  /", http),
+            (b"GET\t/", http),
+            (b"G3T! /x  http/1.1", http),
+            (b"FOO /a\x01b HTTP/2.0", http),
+            (b"\n", Recognition::NeedMore),
             (b" /", Recognition::No),
             (b"\x16\x03", Recognition::No),
-            (b"\n", Recognition::No),
+            (b"CONNECT\naccept-version:1.2\n", Recognition::No),
+            (b"hello there\n", Recognition::No),
+            (b"hello there world\n", Recognition::No),
         ] {
             assert_eq!(request(bytes), expected, "{}", bytes.escape_ascii());
         }
