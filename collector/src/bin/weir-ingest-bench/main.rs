@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_proto::credential::Credential;
 
 use measure::percentile;
@@ -144,9 +144,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         "commit": std::env::var("WEIR_COMMIT").unwrap_or_default(),
     });
     if arguments.json {
-        println!("{report}")
+        println!("{report}");
     } else {
-        println!("{report:#}")
+        show("", &report);
     }
     Ok(())
 }
@@ -172,6 +172,27 @@ impl Drop for Folder {
         } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
             eprintln!("{} stays: {error}", self.path.display());
         }
+    }
+}
+
+/// One figure a line, what belongs together with a common beginning.
+fn show(name: &str, value: &Value) {
+    match value {
+        Value::Object(of) => {
+            let label = of.get("name").and_then(Value::as_str);
+            let inner = |key: &str| match label {
+                Some(label) => format!("{name} {label}: {key}"),
+                None if name.is_empty() => key.to_owned(),
+                None => format!("{name} {key}"),
+            };
+            of.iter().filter(|(key, _)| *key != "name").for_each(|(key, value)| show(&inner(key), value));
+        }
+        Value::Array(of) => of.iter().for_each(|value| show(name, value)),
+        Value::Number(number) => match number.as_u64() {
+            Some(whole) => println!("{name:<70} {whole:>14}"),
+            None => println!("{name:<70} {:>14.2}", number.as_f64().unwrap_or_default()),
+        },
+        other => println!("{name:<70} {other}"),
     }
 }
 
