@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Sleep;
@@ -32,6 +33,9 @@ const STRANGERS_PER_SOURCE_MAX: u32 = 128;
 /// Connections at a time with a node's certificate: strangers cannot take their places.
 const NODES_MAX: usize = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a handshake that failed, for the peer to read the alert; and how much of what it goes on to send is read.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+const FAREWELL_READS_MAX: u32 = 16;
 /// How long a connection may stay of which no call was let in: of somebody without a credential, of a revoked node.
 const UNKNOWN_TIME: Duration = Duration::from_secs(30);
 /// After an accept that failed (most likely: out of file descriptors).
@@ -197,10 +201,12 @@ async fn handshake(
 ) -> Option<Secured> {
     // Receipts are small and waited for.
     let _ = tcp.set_nodelay(true);
-    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+    let accepting = acceptor.accept(tcp).into_fallible();
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
         Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => {
+        Ok(Err((error, tcp))) => {
             tracing::debug!(%error, "a TLS handshake failed");
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell(tcp)).await;
             return None;
         }
         Err(_) => {
@@ -223,6 +229,19 @@ async fn handshake(
         unknown_until: Some(Box::pin(tokio::time::sleep(patience.unknown))),
         _place: place,
     })
+}
+
+/// The peer is to read why (that its certificate has ended, most of all). Closing over what it has sent meanwhile would
+/// reset the connection, and the alert would be lost with it.
+async fn farewell(mut tcp: TcpStream) -> std::io::Result<()> {
+    tcp.shutdown().await?;
+    let mut rest = [0; 4096];
+    for _ in 0..FAREWELL_READS_MAX {
+        if tcp.read(&mut rest).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Connected for Secured {
@@ -328,7 +347,6 @@ mod tests {
 
     /// Reads until the other side closes; gives how long that took.
     async fn closed_after(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Duration {
-        use tokio::io::AsyncReadExt;
         let begun = std::time::Instant::now();
         let mut bytes = [0; 64];
         while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
@@ -337,7 +355,6 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_peer_is_closed_however_much_it_says_and_a_known_one_stays() {
-        use tokio::io::AsyncWriteExt;
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let keys = crate::keys::Keys::open(&folder.path().join("keys")).unwrap();
