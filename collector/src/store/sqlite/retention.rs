@@ -52,9 +52,10 @@ impl SqliteIndex {
         self.text_delete(&turn, &ranges).await?;
         let mut tx = self.begin().await?;
         for old in &olds {
-            old_delete(&mut tx, old, now_ms).await?;
+            if let Some(run) = old_delete(&mut tx, old, now_ms).await? {
+                run_forget(&mut tx, &run).await?;
+            }
         }
-        runs_forget(&mut tx).await?;
         sqlx::query(
             "DELETE FROM asked_hour WHERE last_segment < COALESCE((SELECT min(id) FROM segment), 9223372036854775807)",
         )
@@ -159,7 +160,8 @@ impl SqliteIndex {
     }
 }
 
-async fn old_delete(tx: &mut Tx, old: &Old, now_ms: i64) -> Result<(), StoreError> {
+/// Answers the session's run when nothing of the session is left.
+async fn old_delete(tx: &mut Tx, old: &Old, now_ms: i64) -> Result<Option<Vec<u8>>, StoreError> {
     let (id, upto) = (&old.session.as_bytes()[..], old.upto);
     sqlx::query(
         "DELETE FROM exchange WHERE id IN (SELECT e.id FROM segment g JOIN exchange e \
@@ -200,29 +202,31 @@ async fn old_delete(tx: &mut Tx, old: &Old, now_ms: i64) -> Result<(), StoreErro
     .bind(id)
     .execute(&mut **tx)
     .await?;
-    sqlx::query(
+    let row = sqlx::query(
         "UPDATE session SET expired_seq = ?2, expired_ms = ?3, \
          facts = CASE WHEN ?2 >= next_seq THEN '{}' ELSE facts END, \
-         process = CASE WHEN ?2 >= next_seq THEN x'' ELSE process END WHERE id = ?1",
+         process = CASE WHEN ?2 >= next_seq THEN x'' ELSE process END WHERE id = ?1 \
+         RETURNING run_id, expired_seq >= next_seq AS gone",
     )
     .bind(id)
     .bind(upto)
     .bind(now_ms)
-    .execute(&mut **tx)
+    .fetch_one(&mut **tx)
     .await?;
-    Ok(())
+    let gone: bool = row.try_get("gone")?;
+    Ok(if gone { Some(row.try_get("run_id")?) } else { None })
 }
 
 /// What a run itself says about content goes when the last of its sessions has gone.
-async fn runs_forget(tx: &mut Tx) -> Result<(), StoreError> {
-    const GONE: &str = "SELECT run_id FROM session GROUP BY run_id HAVING min(expired_seq >= next_seq) = 1";
-    sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM run_label WHERE run_id IN ({GONE})")))
-        .execute(&mut **tx)
-        .await?;
-    sqlx::query(sqlx::AssertSqlSafe(format!(
-        "UPDATE run SET argv = '[]' WHERE argv <> '[]' AND id IN ({GONE})"
-    )))
-    .execute(&mut **tx)
-    .await?;
+async fn run_forget(tx: &mut Tx, run: &[u8]) -> Result<(), StoreError> {
+    const GONE: &str =
+        "NOT EXISTS (SELECT 1 FROM session s WHERE s.run_id = ?1 AND s.expired_seq < s.next_seq)";
+    for forget in [
+        "DELETE FROM run_label WHERE run_id = ?1",
+        "UPDATE run SET argv = '[]' WHERE argv <> '[]' AND id = ?1",
+    ] {
+        let sql = sqlx::AssertSqlSafe(format!("{forget} AND {GONE}"));
+        sqlx::query(sql).bind(run).execute(&mut **tx).await?;
+    }
     Ok(())
 }
