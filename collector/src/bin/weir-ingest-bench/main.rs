@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
+use sqlx::Connection;
 use weir_proto::credential::Credential;
 
 use measure::percentile;
@@ -117,6 +118,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     let file = |name: &str| std::fs::metadata(data.join(name)).map_or(0, |metadata| metadata.len());
     let (index_bytes, text_bytes) = (file("index.sqlite"), file("text.sqlite"));
     let answers = questions(&mut index, workload::identity_day(sessions, now_ns)).await?;
+    index.close().await?;
+    let retention = measure::retention(&data).await?;
     let rate = |took: Duration| exchanges as f64 / took.as_secs_f64();
     let each = |bytes: u64| bytes as f64 / exchanges as f64;
     let us = |cpu: Duration| cpu.as_secs_f64() * 1e6 / exchanges as f64;
@@ -141,6 +144,12 @@ async fn run(arguments: Arguments) -> Result<()> {
         "objects_bytes_per_exchange": each(measure::folder_bytes(&data.join("objects"))),
         "tables": sizes.iter().take(12).map(|(name, bytes)| json!({ "name": name, "bytes_per_exchange": each(*bytes as u64) })).collect::<Vec<_>>(),
         "queries": answers.iter().map(|answer| json!({ "name": answer.name, "rows": answer.rows, "median_ms": ms(answer.median), "max_ms": ms(answer.max) })).collect::<Vec<_>>(),
+        "retention": {
+            "exchanges": retention.exchanges,
+            "expire_ms": ms(retention.expire),
+            "slowest_step_ms": ms(retention.slowest_step),
+            "erase_text_ms": ms(retention.erase),
+        },
         "commit": std::env::var("WEIR_COMMIT").unwrap_or_default(),
     });
     if arguments.json {

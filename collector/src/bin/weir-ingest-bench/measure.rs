@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection, Row};
+use weir_collector::store::Store;
 
 /// Runs of one query, the first of which warms.
 const QUERY_RUNS: usize = 21;
@@ -92,6 +93,40 @@ pub(crate) async fn query(
     times.sort();
     let max = times.last().copied().unwrap_or_default();
     Ok(Answered { name, rows, median: times.get(times.len() / 2).copied().unwrap_or_default(), max })
+}
+
+/// What deleting the first thirtieth took: a day of thirty.
+pub(crate) struct Retained {
+    pub(crate) exchanges: u64,
+    pub(crate) expire: Duration,
+    /// The writer is held for so long at a time.
+    pub(crate) slowest_step: Duration,
+    pub(crate) erase: Duration,
+}
+
+pub(crate) async fn retention(data: &Path) -> Result<Retained> {
+    const COUNT: &str = "SELECT sum(exchanges), (SELECT received_ms FROM segment WHERE id = (SELECT max(id) / 30 FROM segment)) FROM segment";
+    let mut index = open(data).await?;
+    let row = sqlx::query(COUNT).fetch_one(&mut index).await?;
+    let (before, until_ms): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let store = Store::open(data).await?;
+    let (started, mut slowest_step) = (Instant::now(), Duration::ZERO);
+    loop {
+        let step = Instant::now();
+        let done = store.index.segments_expire(until_ms, weir_collector::clock::unix_ms()).await?;
+        slowest_step = slowest_step.max(step.elapsed());
+        if done.sessions == 0 {
+            break;
+        }
+    }
+    let expire = started.elapsed();
+    let started = Instant::now();
+    store.index.text_erase().await?;
+    let erase = started.elapsed();
+    let after: i64 = sqlx::query(COUNT).fetch_one(&mut index).await?.try_get(0)?;
+    index.close().await?;
+    store.index.close().await;
+    Ok(Retained { exchanges: u64::try_from(before - after).unwrap_or(0), expire, slowest_step, erase })
 }
 
 /// Of sorted times.
