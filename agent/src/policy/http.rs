@@ -351,6 +351,11 @@ mod tests {
             "/admin;params",
             "/x/..;/admin",
             "/x\\..\\admin",
+            "/a\\b/../admin",
+            "/a%5cb/%2e%2e/admin",
+            "/a%3F/%2e%2e;/admin",
+            "/a%23/..;/admin",
+            "/a%2fb/%2e%2e/admin",
             "/admin%00",
             "/admin#x",
         ] {
@@ -386,6 +391,9 @@ mod tests {
             "/",
             "",
             "/api/..\\..\\admin",
+            "/api/a\\b/../../admin",
+            "/api/%23/%2e%2e;/%2e%2e;/admin",
+            "/api/a%20b/../c",
         ] {
             assert!(!api.matches(&get(path)), "{path}");
         }
