@@ -134,8 +134,9 @@ fn line(bytes: &[u8]) -> Result<Option<Range<usize>>, Malformed> {
 fn size(line: &[u8]) -> Result<(u64, bool), Malformed> {
     let end = memchr::memchr(b';', line).unwrap_or(line.len());
     let (digits, extensions) = line.split_at(end);
-    // Blanks may stand before extensions (RFC 9112, 7.1.1), and nowhere else.
-    let digits = if extensions.is_empty() { digits } else { digits.trim_ascii_end() };
+    // Blanks, that is spaces and tabs, may stand before extensions (RFC 9112, 7.1.1), and nowhere else.
+    let last = digits.iter().rposition(|byte| !matches!(byte, b' ' | b'\t'));
+    let digits = if extensions.is_empty() { digits } else { &digits[..last.map_or(0, |at| at + 1)] };
     if digits.is_empty() || digits.len() > SIZE_DIGITS_MAX {
         return Err(Malformed::because("a chunk's size is no number, or beyond all measure"));
     }

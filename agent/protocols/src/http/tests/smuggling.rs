@@ -102,6 +102,8 @@ const CHUNKS: &[(&str, &str, &str)] = &[
     ("a size that overflows", "10000000000000003\r\nabc", ""),
     ("a size beyond 63 bits", "8000000000000000\r\nabc", ""),
     ("a size with a blank behind it", "3 \r\nabc", ""),
+    ("a carriage return before an extension", "3\r;x\r\nabc", ""),
+    ("a form feed before an extension", "3\x0c;x\r\nabc", ""),
     ("a bare line feed behind the size", "3\nabc", ""),
     ("a bare line feed in an extension", "3;x\nabc\r\n0\r\n\r\n", ""),
     ("a bare carriage return in an extension", "3;a\rb\r\nabc", ""),
