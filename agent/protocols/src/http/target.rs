@@ -59,8 +59,11 @@ fn absolute(
     let rest = target.slice(scheme_end + 3..);
     let end = rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len());
     let whole = rest.slice(..end);
-    let without_user = whole.slice(memchr::memrchr(b'@', &whole).map_or(0, |at| at + 1)..);
-    let wanted = authority(&without_user)?;
+    // No client has a use for it there, and where it ends readers disagree (RFC 9110, 4.2.4).
+    if memchr::memchr(b'@', &whole).is_some() {
+        return Err(Malformed::because("the request target names a user"));
+    }
+    let wanted = authority(&whole)?;
     if wanted.host.is_empty() {
         return Err(Malformed::because("the request target names no host"));
     }
@@ -71,7 +74,7 @@ fn absolute(
         }
     }
     let (path, query) = split_query(&rest.slice(end..));
-    let (host, port) = (wanted.lower_host(&without_user), wanted.port);
+    let (host, port) = (wanted.lower_host(&whole), wanted.port);
     Ok((operation::Http { method, host, port, path, query }, target.clone()))
 }
 
@@ -163,7 +166,7 @@ mod tests {
             ("GET", "//x", "", " None //x None http:////x"),
             ("OPTIONS", "*", "shop", "shop None  None http://shop *"),
             ("CONNECT", "db:5432", "db:5432", "db Some(5432)  None db:5432"),
-            ("GET", "http://u:p@SHOP/a", "shop:80", "shop None /a None http://u:p@SHOP/a"),
+            ("GET", "http://SHOP/a@b", "shop:80", "shop None /a@b None http://SHOP/a@b"),
             ("GET", "https://shop?x", "shop:443", "shop None  Some(\"x\") https://shop?x"),
         ] {
             assert_eq!(told(method, target, Some(host)).as_deref(), Ok(expected), "{target}");
@@ -187,6 +190,10 @@ mod tests {
             ("GET", "http://a/", Some("b")),
             ("GET", "http://a:81/", Some("a")),
             ("GET", "http://a/", Some("")),
+            ("GET", "http://u:p@a/", Some("a")),
+            ("GET", "http://@a/", Some("a")),
+            ("GET", "http://b\\@a/", Some("a")),
+            ("GET", "http://b@a?c", Some("a")),
             ("CONNECT", "/x", Some("a")),
             ("CONNECT", "db", Some("db")),
         ] {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::playbook::Playbook;
 use crate::coding::tests::gzip;
+use crate::note::Outcome;
 use crate::seam::Side::{Client, Upstream};
 
 const SECRET: &str = "Zq7-pl4nted.s3cret";
@@ -100,10 +101,18 @@ fn urls() {
         format!("/x?X-Amz-Signature={SECRET}"),
         format!("/x?p%61ssword={SECRET}"),
         format!("/x?u=https%3a%2f%2fada%3A{SECRET}%40host%2f"),
-        format!("http://ada:{SECRET}@shop/x"),
     ] {
         stays_out(&get(&target, ""), &ok("", b"x"));
     }
+    // It is refused, and on record nevertheless.
+    let mut play = Playbook::new();
+    play.client(get(&format!("http://ada:{SECRET}@shop/x"), "")).reaches_server("").answered(400, true);
+    let recorded = play.all_recorded();
+    for part in SECRET.as_bytes().windows(6) {
+        assert!(memchr::memmem::find(&recorded, part).is_none(), "{}", recorded.escape_ascii());
+    }
+    assert!(play.recorded(1, Client).starts_with("GET http://ada:"), "{}", play.recorded(1, Client));
+    play.ended(1, Outcome::Denied, "400", "the request target names a user");
     let mut play = Playbook::new();
     play.client(get("/x?page=2&sort=price%20up&max_tokens=5", ""));
     assert_eq!(play.records[0].1.text.to_text(), "http://shop/x?page=2&sort=price%20up&max_tokens=5");

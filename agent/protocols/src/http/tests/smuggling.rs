@@ -76,6 +76,9 @@ fn request_lines_that_are_none() {
         ("GET / http/1.1", 400),
         ("GET / HTTP/1.10", 400),
         ("GET http://b/ HTTP/1.1", 400),
+        ("GET http://evil.example\\@a/ HTTP/1.1", 400),
+        ("GET http://u:p@a/ HTTP/1.1", 400),
+        ("GET http://@a/ HTTP/1.1", 400),
         ("GET b HTTP/1.1", 400),
         ("CONNECT / HTTP/1.1", 400),
     ] {
