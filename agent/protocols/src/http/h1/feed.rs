@@ -59,6 +59,11 @@ impl Feed {
         }
     }
 
+    /// A head has begun that [`Feed::head`] has just found not to be whole; empty lines before it are none.
+    pub(crate) fn has_begun_head(&self) -> bool {
+        self.head_end.has_begun(self.rest())
+    }
+
     /// These next bytes are parsed: where they are in [`Feed::slice`].
     pub(crate) fn consume(&mut self, length: usize) -> Range<usize> {
         if !self.partial.is_empty() {

@@ -37,6 +37,11 @@ impl HeadEnd {
         self.scanned
     }
 
+    /// There is more than empty lines. `bytes` must be those that were looked at last.
+    pub(crate) fn has_begun(&self, bytes: &[u8]) -> bool {
+        self.begun || !matches!(bytes.get(self.line_start..), None | Some([] | [b'\r']))
+    }
+
     /// The length of the head at the beginning of `bytes`, if it is there whole. `bytes` must begin as they did before.
     pub(crate) fn find(&mut self, bytes: &[u8], bytes_max: usize) -> Result<Option<usize>, Malformed> {
         let bounded = &bytes[..bytes.len().min(bytes_max)];

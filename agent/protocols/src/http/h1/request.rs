@@ -54,7 +54,7 @@ impl Http1 {
                 true
             }
             Ok(None) => {
-                if self.client.buffered() > 0 && self.client.is_at_start() {
+                if self.client.has_begun_head() && self.client.is_at_start() {
                     self.head_since[CLIENT.index()].get_or_insert(now);
                 }
                 false
@@ -183,9 +183,13 @@ impl Http1 {
         if !self.told.client_ended || matches!(self.requests, Requests::Unknown | Requests::Closed) {
             return;
         }
-        let rest = self.client.take_rest().len() as u64;
-        if rest > 0 {
-            out.note(ExchangeId::SESSION, Note::Gap { reason: "truncated-message", bytes: rest });
+        let rest = self.client.take_rest();
+        // Empty lines between requests are part of none (RFC 9112, 2.2).
+        let is_blank =
+            matches!(self.requests, Requests::Head) && rest.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+        if !rest.is_empty() && !is_blank {
+            let bytes = rest.len() as u64;
+            out.note(ExchangeId::SESSION, Note::Gap { reason: "truncated-message", bytes });
         }
         self.head_since[CLIENT.index()] = None;
         if matches!(self.requests, Requests::Body(_)) {

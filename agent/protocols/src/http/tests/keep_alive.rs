@@ -92,6 +92,18 @@ fn half_a_request_at_the_end_is_a_gap() {
 }
 
 #[test]
+fn a_blank_line_at_the_end_is_none() {
+    for blank in ["\r", "\r\n", "\r\n\r\n"] {
+        let mut play = Playbook::new();
+        play.client(GET).server(OK).client(blank).end(Client);
+        assert_eq!((play.gaps.as_slice(), play.ends.as_slice()), (&[][..], &[Upstream][..]), "{blank:?}");
+    }
+    let mut play = Playbook::new();
+    play.client(GET).server(OK).client("\r\nG").end(Client);
+    assert_eq!(play.gaps, ["truncated-message"]);
+}
+
+#[test]
 fn the_server_ends_between_exchanges_or_without_an_answer() {
     let mut play = Playbook::new();
     play.client(GET).server(OK).end(Upstream);

@@ -76,6 +76,22 @@ fn slow_loris_on_both_sides() {
     assert!(!play.waits());
 }
 
+/// Some clients send one line end too many behind a body. That is no head that has begun.
+#[test]
+fn blank_lines_between_requests_have_no_deadline() {
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    for (blank, begun) in [("\r", "\nG"), ("\r\n", "G"), ("\r\n\r\n\r", "\nG")] {
+        let mut play = Playbook::new();
+        play.client(post).server(OK).client(blank);
+        assert!(!play.waits() && play.wants_read(Client), "{blank:?}");
+        play.client(begun);
+        assert!(play.waits(), "{blank:?}");
+        play.client(&GET[1..]);
+        assert!(!play.waits(), "{blank:?}");
+        play.server(OK).ended(2, Outcome::Ok, "200", "");
+    }
+}
+
 #[test]
 fn a_late_head_waits_for_its_turn() {
     let mut play = Playbook::new();
