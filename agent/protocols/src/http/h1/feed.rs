@@ -6,8 +6,8 @@
 //!                                     ^ sent  ^ noted  ^ at
 //! ```
 //!
-//! What lies whole in a read is a slice of it. Only what a read cuts in two (a head, a line of the chunked coding) is
-//! copied, once.
+//! What lies whole in a read is a slice of it. Copied is what a read cuts in two (a head, a line of the chunked coding), and
+//! what has to wait: the read it came with is not held.
 
 use std::ops::Range;
 
@@ -20,6 +20,8 @@ use super::head::{HEAD_BYTES_MAX, HeadEnd};
 pub(crate) struct Feed {
     partial: BytesMut,
     input: Bytes,
+    /// How long `input` was when it was `partial`; 0 when it is a read.
+    own: usize,
     at: usize,
     noted: usize,
     sent: usize,
@@ -29,7 +31,7 @@ pub(crate) struct Feed {
 impl Feed {
     /// All that was parsed before must have been cut out.
     pub(crate) fn push(&mut self, bytes: Bytes) {
-        self.stash();
+        self.copy_rest();
         if self.partial.is_empty() {
             self.input = bytes;
         } else {
@@ -69,6 +71,7 @@ impl Feed {
         if !self.partial.is_empty() {
             // Whole now: what the next read brings need not be copied. Nothing of its room stays behind.
             self.input = std::mem::take(&mut self.partial).freeze();
+            self.own = self.input.len();
             self.at = 0;
         }
         let range = self.at..self.at + length;
@@ -117,8 +120,19 @@ impl Feed {
         rest
     }
 
-    /// Keeps what is not parsed until more comes, and nothing else of the read it came with.
+    /// Keeps what is not parsed until more comes, and nothing else of the read it came with. What is our own copy is copied
+    /// again only when half of it is done with: whoever takes much in small parts would copy all of it for each of them.
     pub(crate) fn stash(&mut self) {
+        let rest = self.input.len() - self.at;
+        if self.own > 0 && rest > self.own / 2 {
+            self.input = self.input.slice(self.at..);
+            (self.at, self.noted, self.sent) = (0, 0, 0);
+        } else {
+            self.copy_rest();
+        }
+    }
+
+    fn copy_rest(&mut self) {
         if self.at < self.input.len() {
             let rest = &self.input[self.at..];
             crate::reader::work::count(rest.len());
@@ -129,7 +143,7 @@ impl Feed {
 
     fn forget(&mut self) {
         self.input = Bytes::new();
-        (self.at, self.noted, self.sent) = (0, 0, 0);
+        (self.own, self.at, self.noted, self.sent) = (0, 0, 0, 0);
     }
 
     /// Nothing of the last read belonged to what came before. Behind a body that the other side takes slowly the next read

@@ -45,9 +45,9 @@ impl HeadEnd {
     /// The length of the head at the beginning of `bytes`, if it is there whole. `bytes` must begin as they did before.
     pub(crate) fn find(&mut self, bytes: &[u8], bytes_max: usize) -> Result<Option<usize>, Malformed> {
         let bounded = &bytes[..bytes.len().min(bytes_max)];
-        crate::reader::work::count(bounded.len() - self.scanned.min(bounded.len()));
         while let Some(offset) = memchr::memchr(b'\n', &bounded[self.scanned..]) {
             let feed = self.scanned + offset;
+            crate::reader::work::count(offset + 1);
             if feed == 0 || bounded[feed - 1] != b'\r' || feed - 1 < self.line_start {
                 self.scanned = feed + 1;
                 return Err(Malformed::because("a line ends without a carriage return"));
@@ -60,6 +60,7 @@ impl HeadEnd {
             }
             self.begun |= !is_empty;
         }
+        crate::reader::work::count(bounded.len() - self.scanned);
         self.scanned = bounded.len();
         if bytes.len() >= bytes_max {
             return Err(Malformed::with(431, "the head is too long"));

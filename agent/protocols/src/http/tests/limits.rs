@@ -121,6 +121,23 @@ fn pipelined_requests_wait_unread() {
     assert_eq!(play.endings().len(), PIPELINED_MAX + 20);
 }
 
+/// What waits is not copied with each answer that makes room for one more request.
+#[test]
+fn a_full_pipeline_is_drained_in_linear_work() {
+    let work = |requests: usize| {
+        let mut play = Playbook::new();
+        crate::reader::work::taken();
+        play.client(GET.repeat(requests));
+        for _ in 0..requests {
+            play.server(OK);
+        }
+        assert_eq!((play.endings().len(), play.held_bytes()), (requests, 0));
+        crate::reader::work::taken()
+    };
+    let (once, twice) = (work(2000), work(4000));
+    assert!(twice <= once * 2 + once / 4, "{once} for a half, {twice} for the whole");
+}
+
 #[test]
 fn a_body_that_waits_for_its_verdict_is_not_read_further() {
     let mut play = Playbook::judged();
