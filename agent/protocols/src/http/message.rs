@@ -90,10 +90,14 @@ impl Body {
     /// How its bytes are to be read for masking.
     pub(crate) fn content(&self) -> Content {
         match self.coding() {
-            Ok(None) => {}
-            Ok(Some(coding)) => return Content::Coded(coding),
-            Err(_) => return Content::Withheld("coded"),
+            Ok(None) => self.decoded_content(),
+            Ok(Some(coding)) => Content::Coded(coding, Box::new(self.decoded_content())),
+            Err(_) => Content::Withheld("coded"),
         }
+    }
+
+    /// The same of what a coding decodes to.
+    fn decoded_content(&self) -> Content {
         let media_type = self.media_type();
         if media_type.eq_ignore_ascii_case(b"application/x-www-form-urlencoded") {
             return Content::Form;

@@ -9,8 +9,8 @@
 
 use std::collections::VecDeque;
 
-use super::plan::{Hit, Syntax};
-use super::scan::Scanner;
+use super::message::ContentScan;
+use super::plan::Hit;
 use crate::coding::{Coding, Decoder, MASKED_WINDOW_LOG_MAX};
 
 /// Bytes that are decoded at a time, and recorded or withheld together.
@@ -23,7 +23,8 @@ const DECODED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct CodedScan {
     decoder: Decoder,
-    scanner: Scanner,
+    /// Reads what was decoded as its media type says.
+    readers: ContentScan,
     /// Decoded, and not decided.
     text: Vec<u8>,
     decoded_bytes: u64,
@@ -35,10 +36,10 @@ pub(super) struct CodedScan {
 }
 
 impl CodedScan {
-    pub(super) fn new(coding: Coding) -> Option<Self> {
+    pub(super) fn new(coding: Coding, readers: ContentScan) -> Option<Self> {
         Some(Self {
             decoder: Decoder::new(coding, MASKED_WINDOW_LOG_MAX).ok()?,
-            scanner: Scanner::new(Syntax::Bytes),
+            readers,
             text: Vec::new(),
             decoded_bytes: 0,
             fed: 0,
@@ -47,7 +48,7 @@ impl CodedScan {
         })
     }
 
-    /// As [`Scanner::scan`].
+    /// As `Scanner::scan`.
     pub(super) fn scan(&mut self, coded: &[u8], last: bool, hits: &mut Vec<Hit>) -> usize {
         let mut decided = 0;
         while !self.withheld {
@@ -95,7 +96,7 @@ impl CodedScan {
     /// Looks at what was decoded. Says whether it holds anything that authenticates.
     fn decide(&mut self, last: bool) -> bool {
         let mut found = Vec::new();
-        let decided = self.scanner.scan(&self.text, last, &mut found);
+        let decided = self.readers.scan(&self.text, last, &mut found);
         self.text.drain(..decided);
         // A large block's room is not kept for the small ones that follow.
         self.text.shrink_to(BLOCK_BYTES);

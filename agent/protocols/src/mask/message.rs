@@ -36,8 +36,8 @@ pub(crate) enum Content {
     Xml,
     /// `multipart/form-data`, by its boundary.
     Multipart(Bytes),
-    /// Under a content coding: recorded as far as what it decodes to holds nothing that authenticates.
-    Coded(Coding),
+    /// Under a content coding: recorded as far as what it decodes to, read as this, holds nothing that authenticates.
+    Coded(Coding, Box<Content>),
     /// Not to be recorded at all, for this reason.
     Withheld(&'static str),
 }
@@ -84,17 +84,10 @@ impl MessageMask {
     pub(crate) fn reads(&mut self, content: Content) {
         self.scan = match content {
             Content::Plain => Scan::Idle,
-            Content::Form => Scan::Content(Box::new(ContentScan::new(First::Form(FormScan::new())))),
-            Content::Xml => Scan::Content(Box::new(ContentScan::new(First::Xml(XmlScan::default())))),
-            Content::Multipart(boundary) => match MultipartScan::new(&boundary) {
-                Some(scan) => Scan::Content(Box::new(ContentScan::new(First::Multipart(Box::new(scan))))),
-                None => Scan::Withheld("form"),
+            content => match ContentScan::of(content) {
+                Ok(scan) => Scan::Content(Box::new(scan)),
+                Err(rule) => Scan::Withheld(rule),
             },
-            Content::Coded(coding) => match CodedScan::new(coding) {
-                Some(scan) => Scan::Content(Box::new(ContentScan::new(First::Coded(Box::new(scan))))),
-                None => Scan::Withheld("coded"),
-            },
-            Content::Withheld(rule) => Scan::Withheld(rule),
         };
     }
 
@@ -242,7 +235,7 @@ pub(super) fn join(first: Bytes, second: Bytes) -> Bytes {
 
 /// Readers of the same content, each of which decides at its own pace.
 #[derive(Debug)]
-struct ContentScan {
+pub(super) struct ContentScan {
     /// What knows the content's form.
     first: First,
     first_ahead: usize,
@@ -265,8 +258,26 @@ impl ContentScan {
         Self { first, first_ahead: 0, general: Scanner::new(Syntax::Bytes), general_ahead: 0 }
     }
 
+    /// The readers of such content; else the rule by which it is withheld.
+    pub(super) fn of(content: Content) -> Result<Self, &'static str> {
+        let first = match content {
+            Content::Plain => First::None,
+            Content::Form => First::Form(FormScan::new()),
+            Content::Xml => First::Xml(XmlScan::default()),
+            Content::Multipart(boundary) => {
+                First::Multipart(Box::new(MultipartScan::new(&boundary).ok_or("form")?))
+            }
+            Content::Coded(coding, decoded) => {
+                let text = Self::of(*decoded)?;
+                First::Coded(Box::new(CodedScan::new(coding, text).ok_or("coded")?))
+            }
+            Content::Withheld(rule) => return Err(rule),
+        };
+        Ok(Self::new(first))
+    }
+
     /// As [`Scanner::scan`]: the content begins where the last call had decided up to. `hits` is empty.
-    fn scan(&mut self, content: &[u8], last: bool, hits: &mut Vec<Hit>) -> usize {
+    pub(super) fn scan(&mut self, content: &[u8], last: bool, hits: &mut Vec<Hit>) -> usize {
         let from = self.first_ahead.min(content.len());
         let rest = &content[from..];
         self.first_ahead = match &mut self.first {

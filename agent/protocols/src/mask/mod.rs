@@ -101,7 +101,8 @@ pub fn fuzz(input: &[u8]) {
         Content::Form,
         Content::Xml,
         Content::Multipart(Bytes::from_static(b"b")),
-        Content::Coded(crate::coding::Coding::Deflate),
+        Content::Coded(crate::coding::Coding::Deflate, Box::new(Content::Plain)),
+        Content::Coded(crate::coding::Coding::Deflate, Box::new(Content::Xml)),
         Content::Withheld("fuzz"),
     ];
     for content in messages {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::playbook::Playbook;
+use crate::coding::Coding;
 use crate::coding::tests::gzip;
 use crate::note::Outcome;
 use crate::seam::Side::{Client, Upstream};
@@ -216,6 +217,65 @@ fn coded_bodies_are_recorded_as_far_as_they_hold_none() {
     play.client(get("/", "")).server(&answer);
     assert_eq!(play.recorded(1, Upstream).chars().count(), answer.len());
     assert!(!play.recorded(1, Upstream).contains("****"));
+}
+
+/// Stored, not compressed: what is recorded would show it.
+fn stored(coding: Coding, plain: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let none = flate2::Compression::none();
+    match coding {
+        Coding::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), none);
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        Coding::Deflate => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), none);
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        // The plain meta-block of RFC 7932, 9.2: a window of 22, MLEN - 1 in 16 bits, then an empty last one.
+        Coding::Brotli => {
+            let header = 0x0b_u32 & 0xf | ((plain.len() as u32 - 1) << 7) | 1 << 23;
+            [&header.to_le_bytes()[..3], plain, &[3]].concat()
+        }
+        Coding::Zstd => zstd::encode_all(plain, 1).unwrap(),
+    }
+}
+
+/// The coding hides nothing of the body's form: names of elements, of parts, of escaped fields.
+#[test]
+fn coded_bodies_are_read_as_their_media_type_says() {
+    let pad = "x".repeat(9000);
+    let xml = format!("<a><b>{pad}</b><SecretAccessKey>{SECRET}</SecretAccessKey></a>");
+    let parts =
+        format!("--B\r\nContent-Disposition: form-data; name=\"api_key\"\r\n\r\n{SECRET}\r\n--B--\r\n{pad}");
+    let form = format!("user={pad}&p%61ssword={SECRET}&a=b");
+    for (media_type, body) in [
+        ("text/xml", xml),
+        ("multipart/form-data; boundary=B", parts),
+        ("application/x-www-form-urlencoded", form),
+    ] {
+        for (name, coding) in [
+            ("gzip", Coding::Gzip),
+            ("deflate", Coding::Deflate),
+            ("br", Coding::Brotli),
+            ("zstd", Coding::Zstd),
+        ] {
+            let fields = format!("Content-Encoding: {name}\r\nContent-Type: {media_type}\r\n");
+            let coded = stored(coding, body.as_bytes());
+            stays_out(&get("/", ""), &ok(&fields, &coded));
+            let mut play = Playbook::new();
+            play.client(get("/", "")).server(ok(&fields, &coded));
+            assert!(play.recorded(1, Upstream).ends_with("**"), "{name} {media_type} is not withheld");
+        }
+    }
+    for media_type in ["text/xml", "multipart/form-data; boundary=B", "application/x-www-form-urlencoded"] {
+        let fields = format!("Content-Encoding: gzip\r\nContent-Type: {media_type}\r\n");
+        let mut play = Playbook::new();
+        play.client(get("/", "")).server(ok(&fields, &gzip(pad.as_bytes())));
+        assert!(!play.recorded(1, Upstream).contains("**"), "{media_type} holds nothing");
+    }
 }
 
 #[test]
