@@ -32,6 +32,11 @@ pub(super) fn decoded_hits(text: &[u8], hits: &mut Vec<Hit>) {
     FormScan::new().scan(text, true, hits);
 }
 
+/// A whole text as it is meant.
+pub(super) fn decoded(text: &[u8]) -> Vec<u8> {
+    Decoded::of(text, true).bytes
+}
+
 struct Decoded {
     bytes: Vec<u8>,
     /// Where each decoded byte begins, and where the last one ends.

@@ -2,6 +2,7 @@
 
 use memchr::memmem;
 
+use super::form::decoded;
 use super::names::SECRETS;
 use super::plan::Hit;
 
@@ -88,23 +89,21 @@ impl MultipartScan {
     }
 }
 
-/// Whether any name in the part's head is one of ours: `name="password"`, `name=password`, `name*=utf-8''password`.
+/// Whether any name in the part's head is one of ours: `name="password"`, `name=password`, `name*=utf-8''password`,
+/// `name="user[password]"`.
 fn is_secret(head: &[u8]) -> bool {
     head.split(|byte| matches!(byte, b';' | b'\n')).any(|parameter| {
         let Some((name, value)) = split(parameter.trim_ascii()) else { return false };
         if !name.eq_ignore_ascii_case(b"name") && !name.eq_ignore_ascii_case(b"name*") {
             return false;
         }
-        let value = value.rsplit(|byte| *byte == b'\'').next().unwrap_or_default();
-        SECRETS.is_secret_name(unquoted(value.trim_ascii()))
+        decoded(value)
+            .split(|byte| matches!(byte, b'[' | b']' | b'"' | b'\''))
+            .any(|part| SECRETS.is_secret_name(part.trim_ascii()))
     })
 }
 
 fn split(parameter: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = memchr::memchr(b'=', parameter)?;
     Some((parameter[..at].trim_ascii(), &parameter[at + 1..]))
-}
-
-fn unquoted(value: &[u8]) -> &[u8] {
-    value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value)
 }

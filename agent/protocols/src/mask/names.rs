@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde::Deserialize;
 
+use super::form::decoded;
+
 /// How far a name is looked back for from the separator behind it, bytes.
 pub(super) const LOOK_BACK_BYTES_MAX: usize = 96;
 /// Most entries of `[[keyword]]`: each costs one search of its own.
@@ -215,8 +217,14 @@ impl Secrets {
         self.name(name, false).is_some() || self.keywords.iter().any(has_stem)
     }
 
-    /// The rule by which the bodies of a request for this path of this host (in lower case) are withheld.
+    /// The rule by which the bodies of a request for this path of this host are withheld. The path counts as it is
+    /// spelled and as a server may read it.
     pub(super) fn withheld_body(&self, host: &[u8], path: &[u8]) -> Option<&str> {
+        let host = &host[..host.iter().rposition(|byte| *byte != b'.').map_or(0, |last| last + 1)];
+        self.body(host, path).or_else(|| self.body(host, &plain_path(path)))
+    }
+
+    fn body(&self, host: &[u8], path: &[u8]) -> Option<&str> {
         let is = |known: &String, text: &[u8]| text.eq_ignore_ascii_case(known.as_bytes());
         let last = path.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()).unwrap_or_default();
         let entry = self.bodies.iter().find(|entry| {
@@ -253,6 +261,27 @@ impl Secrets {
         self.names_ending(word)
             .find(|name| name.is(word) || (glued && !word.is_empty() && name.is(&word[1..])))
     }
+}
+
+/// Without escapes, parameters (`;x=y`), empty parts and dots; ends with a slash.
+fn plain_path(path: &[u8]) -> Vec<u8> {
+    let mut parts = Vec::new();
+    let path = decoded(path);
+    for part in path.split(|byte| *byte == b'/') {
+        match part.split(|byte| *byte == b';').next().unwrap_or_default() {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    let mut plain = vec![b'/'];
+    for part in parts {
+        plain.extend_from_slice(part);
+        plain.push(b'/');
+    }
+    plain
 }
 
 fn last_pair(bytes: &[u8]) -> Option<usize> {

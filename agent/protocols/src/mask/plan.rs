@@ -71,7 +71,7 @@ impl MaskPlan {
         StreamMask::new(Scanner::new(syntax))
     }
 
-    /// Why the bodies of a request for this path of this host (in lower case) are not to be recorded, if so.
+    /// Why the bodies of a request for this path of this host are not to be recorded, if so.
     pub(crate) fn withheld_body(&self, host: &[u8], path: &[u8]) -> Option<&'static str> {
         super::names::SECRETS.withheld_body(host, path)
     }

@@ -136,6 +136,10 @@ fn forms_json_and_parts() {
     let parts = part("\"user\"", "ada")
         + &part("\"password\"", SECRET)
         + &part("api_key; x=y", SECRET)
+        + &part("\"user[api_key]\"", SECRET)
+        + &part("\"login[0][pass]\"", SECRET)
+        + &part("\"tokens[token][]\"; filename=\"a\"", SECRET)
+        + &part("\"user%5Bapi_key%5D\"", SECRET)
         + &part(
             "\"secret\"; filename=\"a.pem\"\r\nContent-Type: application/octet-stream",
             &format!("\r\n{SECRET}\r\n--X\r\n"),
@@ -175,6 +179,22 @@ fn what_is_given_for_a_credential_is_withheld_whole() {
         assert!(recorded.contains("Content-Type: text/plain"), "heads are not withheld");
     }
     for host in ["169.254.169.254", "Metadata.Google.Internal", "169.254.170.2:80"] {
+        let request = format!("GET /any HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        stays_out(request.as_bytes(), &ok("", answer.as_bytes()));
+    }
+    for path in [
+        "/oauth/%74oken",
+        "/oauth/token;x=1",
+        "/oauth/token//",
+        "/oauth/token/.",
+        "/oauth%2Ftoken",
+        "/latest//user-data",
+        "/latest/./user%2Ddata",
+        "/x/../latest;a/meta-data//iam/x",
+    ] {
+        stays_out(&post(path, "text/plain", SECRET), &ok("", answer.as_bytes()));
+    }
+    for host in ["169.254.169.254.", "METADATA.google.internal.:80"] {
         let request = format!("GET /any HTTP/1.1\r\nHost: {host}\r\n\r\n");
         stays_out(request.as_bytes(), &ok("", answer.as_bytes()));
     }
