@@ -1,9 +1,14 @@
-//! The password in a URL: `scheme://user:password@host`.
+//! The password in a URL: `scheme://user:password@host`, `scheme://token@host`.
 
 use super::view::{Peek, View, is_quote};
 
 /// Longest beginning of a URL in which the `@` is looked for, bytes.
 const USERINFO_BYTES_MAX: usize = 512;
+
+/// A user without a password that has as many bytes is a token.
+const TOKEN_BYTES_MIN: usize = 16;
+/// No name of a host is longer, bytes: what is, is the beginning of a token.
+const HOST_BYTES_MAX: usize = 255;
 
 pub(super) const RULE: &str = "url";
 
@@ -35,7 +40,11 @@ pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
     let authority = &view.buffer[at..at + length];
     let end = memchr::memrchr(b'@', authority);
     let Some(name) = memchr::memchr(b':', &authority[..end.unwrap_or(authority.len())]) else {
-        return Some(Userinfo::None(at));
+        return Some(match end {
+            Some(end) if end >= TOKEN_BYTES_MIN => Userinfo::Password(at, at + end),
+            None if length == USERINFO_BYTES_MAX && !is_list_of_hosts(authority) => Userinfo::Endless(at),
+            _ => Userinfo::None(at),
+        });
     };
     let start = at + name + 1;
     let password = &authority[name + 1..];
@@ -61,6 +70,11 @@ pub(super) fn read(view: View<'_>, colon: usize) -> Option<Userinfo> {
     } else {
         Userinfo::None(at)
     })
+}
+
+/// `db1,db2,db3`
+fn is_list_of_hosts(authority: &[u8]) -> bool {
+    authority.split(|byte| *byte == b',').all(|host| host.len() <= HOST_BYTES_MAX)
 }
 
 /// `5432` or `5432,other:5433`

@@ -74,6 +74,8 @@ const BYTES: &[&str] = &[
     "redis://:§@cache/0",
     "amqp://bob:p/§@mq",
     "amqp://bob:§",
+    "https://§@git.example/x",
+    "{\"url\":\"https:\\/\\/§@git.example\\/\"}",
     "{\"url\":\"https:\\/\\/bob:§@host\\/\"}",
     "jdbc:postgresql://db/x?user=bob&password=§&ssl=true",
     "jdbc:sqlserver://db;user=bob;password=a b §;encrypt=true",
@@ -114,6 +116,8 @@ const BYTES: &[&str] = &[
     "PRIVATE-TOKEN: §\r\n",
     "{\"Authorization\": \"Bearer §\"}",
     "authorization=Bearer §",
+    "Sec-WebSocket-Protocol: v5.channel.k8s.io,base64url.bearer.authorization.k8s.io.§\r\n",
+    "Sec-WebSocket-Protocol: base64url.bearer.authorization.k8s.io.§, v4.channel.k8s.io\r\n",
     "token ghp_0123456789abcdef§",
     "xoxb-0123456789abcdef-§",
     "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIn0.§",
@@ -164,6 +168,17 @@ fn nor_in_any_case_or_neighbourhood() {
     for form in &SQL[..20] {
         let planted = Bytes::from(form.to_uppercase().replace('§', SECRET));
         assert_absent(form, plan.text(&planted).bytes());
+    }
+}
+
+#[test]
+fn nor_a_token_that_is_a_whole_userinfo_however_long() {
+    let plan = MaskPlan::standard();
+    for times in [1, 20, 30, 500] {
+        let token = SECRET.repeat(times);
+        let shown = plan.bytes(&Bytes::from(format!("x https://{token}@git.example/x y")));
+        assert_absent("https://§@git.example/x", shown.bytes());
+        assert!(shown.bytes().ends_with(b" y"), "{times}: {shown:?}");
     }
 }
 

@@ -58,6 +58,8 @@ fn what_only_speaks_of_secrets_stays() {
         "GET /path?page=2&keys=1 HTTP/1.1\r\nHost: example.com:8080\r\nAccept: */*\r\n",
         "task-force desk-0123456789012345678901234567890",
         "postgres://bob@db:5432/x",
+        "ssh://git@forge.example.com/x.git",
+        "https://registry.example.com/a/image@sha256:0123456789abcdef",
         "postgres://db1:5432,db2:5433/x?user=me@y",
     ] {
         assert_eq!(text(plain), plain);
