@@ -1,8 +1,11 @@
 //! Content codings of HTTP (RFC 9110, 8.4.1), decoded as the bytes come. Only for eyes: what is forwarded is never touched.
 //!
-//! Coded bytes come from peers, so a decoder gives out no more than it is allowed to, however small its input is.
+//! Coded bytes come from peers, so a decoder gives out no more than it is allowed to, however small its input is; and it
+//! refuses containers with room for text that it would not give out: nobody could mask that.
 
 use std::io::{self, Write};
+
+use zstd::stream::raw::Operation as _;
 
 /// Largest window that a body may ask for to be shown, as a power of two: 16 MiB, the most that br has.
 pub(crate) const SHOWN_WINDOW_LOG_MAX: u32 = 24;
@@ -10,6 +13,8 @@ pub(crate) const SHOWN_WINDOW_LOG_MAX: u32 = 24;
 pub(crate) const MASKED_WINDOW_LOG_MAX: u32 = 22;
 /// Where brotli puts what it decodes before it hands it on, bytes.
 const BROTLI_BUFFER_BYTES: usize = 4 * 1024;
+/// The same of zstd.
+const ZSTD_BUFFER_BYTES: usize = 8 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coding {
@@ -50,13 +55,13 @@ pub(crate) struct Decoder {
 }
 
 enum Inner {
-    Gzip(Box<flate2::write::MultiGzDecoder<Sink>>),
+    Gzip(Box<GzipMembers>),
     /// "deflate" is zlib's format, but some peers send it bare: the first two bytes tell.
     Deflate(Vec<u8>),
     Zlib(Box<flate2::write::ZlibDecoder<Sink>>),
     Bare(Box<flate2::write::DeflateDecoder<Sink>>),
     Brotli(Box<brotli_decompressor::DecompressorWriter<Sink>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Sink>>),
+    Zstd(Box<ZstdFrames>),
 }
 
 impl std::fmt::Debug for Decoder {
@@ -69,16 +74,14 @@ impl Decoder {
     pub(crate) fn new(coding: Coding, window_log_max: u32) -> Result<Self, DecodeError> {
         let sink = Sink::default();
         let inner = match coding {
-            Coding::Gzip => Inner::Gzip(Box::new(flate2::write::MultiGzDecoder::new(sink))),
+            Coding::Gzip => Inner::Gzip(Box::new(GzipMembers::new(sink))),
             Coding::Deflate => Inner::Deflate(Vec::new()),
             Coding::Brotli => {
                 let decoder = brotli_decompressor::DecompressorWriter::new(sink, BROTLI_BUFFER_BYTES);
                 Inner::Brotli(Box::new(decoder))
             }
             Coding::Zstd => {
-                let mut decoder = zstd::stream::write::Decoder::new(sink).map_err(DecodeError)?;
-                decoder.window_log_max(window_log_max).map_err(DecodeError)?;
-                Inner::Zstd(Box::new(decoder))
+                Inner::Zstd(Box::new(ZstdFrames::new(sink, window_log_max).map_err(DecodeError)?))
             }
         };
         Ok(Self { inner, window_log_max, begun: false })
@@ -118,23 +121,108 @@ impl Decoder {
 
     fn write(&mut self, coded: &[u8]) -> io::Result<()> {
         match &mut self.inner {
-            Inner::Gzip(decoder) => write(decoder, coded),
+            Inner::Gzip(members) => members.write(coded),
             Inner::Zlib(decoder) => write(decoder, coded),
             Inner::Bare(decoder) => write(decoder, coded),
             Inner::Brotli(decoder) => write(decoder, coded),
-            Inner::Zstd(decoder) => write(decoder, coded),
+            Inner::Zstd(frames) => frames.write(coded),
             Inner::Deflate(_) => Ok(()),
         }
     }
 
     fn sink(&mut self, change: impl FnOnce(&mut Sink)) {
         match &mut self.inner {
-            Inner::Gzip(decoder) => change(decoder.get_mut()),
+            Inner::Gzip(members) => change(members.decoder.get_mut()),
             Inner::Zlib(decoder) => change(decoder.get_mut()),
             Inner::Bare(decoder) => change(decoder.get_mut()),
             Inner::Brotli(decoder) => change(decoder.get_mut()),
-            Inner::Zstd(decoder) => change(decoder.get_mut()),
+            Inner::Zstd(frames) => change(&mut frames.sink),
             Inner::Deflate(_) => {}
+        }
+    }
+}
+
+/// The members of a gzip body (RFC 1952), one after the other.
+struct GzipMembers {
+    decoder: flate2::write::GzDecoder<Sink>,
+    /// How much of the member's head was seen, up to its flags.
+    head_bytes: usize,
+}
+
+/// Where a member's head has its flags.
+const GZIP_FLAGS_AT: usize = 3;
+/// FEXTRA, FNAME and FCOMMENT: the head holds a field of its own, a name of a file, a comment.
+const GZIP_TEXT_FLAGS: u8 = 0b1_1100;
+
+impl GzipMembers {
+    fn new(sink: Sink) -> Self {
+        Self { decoder: flate2::write::GzDecoder::new(sink), head_bytes: 0 }
+    }
+
+    fn write(&mut self, mut coded: &[u8]) -> io::Result<()> {
+        while !coded.is_empty() {
+            let taken = self.decoder.write(coded)?;
+            if taken == 0 && self.head_bytes == 0 {
+                return Err(io::Error::other("no member begins here"));
+            }
+            if taken == 0 {
+                // The member has ended. What follows is another one, or it is refused.
+                self.decoder.try_finish()?;
+                *self = Self::new(std::mem::take(self.decoder.get_mut()));
+                continue;
+            }
+            if self.head_bytes <= GZIP_FLAGS_AT {
+                let flags = coded[..taken].get(GZIP_FLAGS_AT - self.head_bytes);
+                if flags.is_some_and(|flags| flags & GZIP_TEXT_FLAGS != 0) {
+                    return Err(io::Error::other("its head holds text"));
+                }
+                self.head_bytes += taken;
+            }
+            coded = &coded[taken..];
+        }
+        self.decoder.flush()
+    }
+}
+
+/// The frames of a zstd body (RFC 8878), one after the other.
+struct ZstdFrames {
+    decoder: zstd::stream::raw::Decoder<'static>,
+    /// The next byte begins a frame.
+    begins: bool,
+    sink: Sink,
+}
+
+/// The first byte of every frame that is not to be skipped.
+const ZSTD_FIRST_BYTE: u8 = 0x28;
+
+impl ZstdFrames {
+    fn new(sink: Sink, window_log_max: u32) -> io::Result<Self> {
+        let mut decoder = zstd::stream::raw::Decoder::new()?;
+        decoder.set_parameter(zstd::stream::raw::DParameter::WindowLogMax(window_log_max))?;
+        Ok(Self { decoder, begins: true, sink })
+    }
+
+    fn write(&mut self, mut coded: &[u8]) -> io::Result<()> {
+        let mut buffer = [0; ZSTD_BUFFER_BYTES];
+        loop {
+            if self.begins {
+                match coded.first() {
+                    None => return Ok(()),
+                    Some(&ZSTD_FIRST_BYTE) => self.decoder.reinit()?,
+                    Some(_) => return Err(io::Error::other("a frame that decoders skip")),
+                }
+            }
+            let status = self.decoder.run_on_buffers(coded, &mut buffer)?;
+            self.sink.write_all(&buffer[..status.bytes_written])?;
+            coded = &coded[status.bytes_read..];
+            self.begins = status.remaining == 0;
+            let is_drained = status.bytes_written < buffer.len();
+            if coded.is_empty() && is_drained {
+                return Ok(());
+            }
+            if status.bytes_read == 0 && status.bytes_written == 0 {
+                return Err(io::Error::other("zstd does not go on"));
+            }
         }
     }
 }
@@ -237,6 +325,49 @@ pub(crate) mod tests {
                 (decoded.escape_ascii().to_string().as_str(), sound),
                 ("hello hello hello, brotli\\n", true)
             );
+        }
+    }
+
+    #[test]
+    fn members_and_frames_follow_each_other() {
+        for (coding, one) in
+            [(Coding::Gzip, gzip(b"one, ")), (Coding::Zstd, zstd::encode_all(&b"one, "[..], 3).unwrap())]
+        {
+            for cut in [1, 3, 7, 1000] {
+                let (decoded, sound) = decode(coding, &one.repeat(3), cut, 1 << 20);
+                assert!(sound && decoded == b"one, one, one, ", "{coding:?} in parts of {cut}");
+            }
+        }
+    }
+
+    /// Text that no reader of the decoded body sees must not pass for part of it.
+    #[test]
+    fn containers_with_room_for_other_text_are_refused() {
+        let member = |builder: flate2::GzBuilder| {
+            let mut encoder = builder.write(Vec::new(), flate2::Compression::default());
+            encoder.write_all(b"shown").unwrap();
+            encoder.finish().unwrap()
+        };
+        let skippable = [&[0x5f, 0x2a, 0x4d, 0x18, 6, 0, 0, 0][..], b"hidden"].concat();
+        let hidden = [
+            (Coding::Gzip, gzip(b"shown"), member(flate2::GzBuilder::new().filename("hidden"))),
+            (Coding::Gzip, gzip(b"shown"), member(flate2::GzBuilder::new().comment("hidden"))),
+            (Coding::Gzip, gzip(b"shown"), member(flate2::GzBuilder::new().extra("hidden"))),
+            (Coding::Zstd, zstd::encode_all(&b"shown"[..], 3).unwrap(), skippable),
+            (Coding::Deflate, zlib(b"shown"), b"hidden".to_vec()),
+            (Coding::Deflate, bare(b"shown"), b"hidden".to_vec()),
+            (Coding::Brotli, BROTLI.to_vec(), b"hidden".to_vec()),
+        ];
+        for (coding, sound, hides) in hidden {
+            for cut in [1, 2, 5, 1000] {
+                if matches!(coding, Coding::Gzip | Coding::Zstd) {
+                    assert!(!decode(coding, &hides, cut, 1 << 20).1, "{coding:?} in parts of {cut}");
+                }
+                let both = [&sound[..], &hides].concat();
+                let (decoded, is_sound) = decode(coding, &both, cut, 1 << 20);
+                assert!(!is_sound, "{coding:?} in parts of {cut}");
+                assert!(!decoded.is_empty(), "{coding:?}: what came before it is given");
+            }
         }
     }
 
