@@ -9,7 +9,8 @@ use weir_collector::metrics::Metrics;
 use weir_collector::retention::{Keep, Retention};
 use weir_collector::store::Store;
 use weir_proto::RunId;
-use weir_proto::v1::{self, event::Kind};
+use weir_proto::v1::to_collector::Message;
+use weir_proto::v1::{self, event::Kind, to_agent};
 
 use crate::agent::{Agent, BOOT, event, finished, operation};
 use crate::collector::Collector;
@@ -76,6 +77,31 @@ async fn an_exchange_that_outlives_its_segment_is_one_row_and_one_text() {
     assert_eq!(found(&collector.config.data, "canceled AND select").await.len(), 1);
     let rows = scalar(&collector.config.data, "SELECT count(*) FROM exchange").await;
     assert_eq!((rows, scalar(&collector.config.data, "SELECT count(*) FROM running").await), (2, 0));
+}
+
+/// All of its segments in one batch: nothing is waited for between them.
+#[tokio::test]
+async fn an_exchange_that_outlives_its_segment_within_a_batch_is_one_row() {
+    const SESSIONS: usize = 20;
+    let collector = Collector::start().await;
+    let mut agent = Agent::join(&collector, "db-1").await;
+    let run = RunId::generate();
+    let mut shipping = agent.ship(&collector).await;
+    for _ in 0..SESSIONS {
+        let mut recorded = agent.session(run);
+        let asked = Kind::Asked(v1::Asked { exchange: 1, operation: Some(operation(1)) });
+        let first = [recorded.opened_event(), event(1, asked)];
+        let last = [event(10, Kind::Finished(finished(1, 1)))];
+        for events in [&first[..], &last[..]] {
+            let sealed = recorded.seal(events, false);
+            shipping.send(Message::Segment(sealed.to_message())).await;
+        }
+    }
+    for _ in 0..2 * SESSIONS {
+        assert!(matches!(shipping.answer().await.unwrap(), to_agent::Message::Receipt(_)));
+    }
+    assert_eq!(exchanges(&collector, run).await, [(1, true); SESSIONS]);
+    assert_eq!(scalar(&collector.config.data, "SELECT count(*) FROM running").await, 0);
 }
 
 #[tokio::test]

@@ -356,9 +356,6 @@ async fn exchanges_insert(tx: &mut Tx<'_>, placed: &[Placed<'_>]) -> Result<(), 
             let told = exchange.protocol.as_deref().or((!before.is_empty()).then_some(before));
             let protocol = told.filter(|told| *told != placed.protocol);
             rows.push(Numbered { id, segment: placed.id, protocol, exchange });
-            if exchange.carried || exchange.duration_ns.is_none() {
-                running_move(tx, placed.segment, exchange, id).await?;
-            }
         }
     }
     EXCHANGES
@@ -386,6 +383,14 @@ async fn exchanges_insert(tx: &mut Tx<'_>, placed: &[Placed<'_>]) -> Result<(), 
                 .bind((!exchange.detail.is_empty()).then(|| exchange.detail.clone()))
         })
         .await?;
+    // Only now: the segment that ends an exchange may lie in the same batch as the one that began it.
+    for placed in placed {
+        for (id, exchange) in (placed.first_exchange..).zip(&placed.segment.digest.rows) {
+            if exchange.carried || exchange.duration_ns.is_none() {
+                running_move(tx, placed.segment, exchange, id).await?;
+            }
+        }
+    }
     Ok(())
 }
 
