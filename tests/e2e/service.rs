@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
-use weir_tests::process::{Dialogue, PATIENCE, program};
+use weir_tests::process::{Dialogue, PATIENCE, eventually, program};
 use weir_tests::{Agent, Collector, Echo, Site};
 
 const AGENT_UNIT: &str = include_str!("../../deploy/systemd/weir-agent.service");
@@ -30,7 +30,7 @@ fn a_node_agent_with_the_units_capabilities_serves_and_says_so() {
     let mut exec = agent.exec(&[], &[&client, "silent", &echo.address.to_string()]).unwrap();
     let mut governed = Dialogue::start(&mut exec).unwrap();
     assert_eq!(governed.hear().unwrap(), "connected");
-    assert_eq!(agent.status().unwrap()["open_sessions"], 1);
+    eventually("the session is open", || Ok((agent.status()?["open_sessions"] == 1).then_some(()))).unwrap();
     manager.hears("WATCHDOG=1");
     manager.hears("WATCHDOG=1");
     governed.end().unwrap();
