@@ -179,6 +179,8 @@ fn a_bypass_that_nobody_is_on_record_for_does_not_go_on() {
     let echo = Echo::start("127.0.0.1").unwrap();
     let mut agent = Agent::start(&site, &collector, "").unwrap();
     let mut caller = caller(&agent, "orphaned", &echo);
+    // It runs, governed, before its agent is gone.
+    assert_eq!(caller.ask("first").unwrap(), "echo: first");
     let begin = |agent: &mut Agent| {
         run(&mut ask(agent, &["bypass", "--for", "1h", "--reason", "to be forgotten"])).unwrap();
         agent.stop(Signal::SIGKILL).unwrap();
@@ -286,7 +288,7 @@ for line in sys.stdin:
         agent.status().unwrap()["policy"]["would_refuse"],
         serde_json::json!({ "trial/no-orders": 1 })
     );
-    let played = collector.text(&["play", &observed[0].json["session"].as_str().unwrap()]).unwrap();
+    let played = collector.text(&["play", observed[0].json["session"].as_str().unwrap()]).unwrap();
     assert!(played.contains("would be denied by trial/no-orders, which observes: soon"), "{played}");
     let run = collector.settled("no-http", 1).unwrap();
     assert_eq!(run.count("denied"), 1, "{run:?}");
