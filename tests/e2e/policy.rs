@@ -200,7 +200,7 @@ fn a_bypass_that_nobody_is_on_record_for_does_not_go_on() {
     assert_eq!(caller.ask("recorded too").unwrap(), "echo: recorded too");
     assert!(caller.end().unwrap().success());
 
-    assert_eq!(collector.settled("orphaned", 2).unwrap().count("sessions"), 2);
+    assert_eq!(collector.settled("orphaned", 3).unwrap().count("sessions"), 3);
     let node = collector.node().unwrap();
     let checked = eventually("the log tells how both ended", || {
         let checked = collector.verify(&["--node", &node])?;
